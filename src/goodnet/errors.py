@@ -1,0 +1,26 @@
+"""Named errors. Every message says what was expected, what came, and what to do, in one line.
+
+The command line prints the message alone and exits with 3: a user's mistake never shows a traceback.
+"""
+
+from __future__ import annotations
+
+
+class GoodnetError(Exception):
+    """Base of all errors that goodnet raises on purpose."""
+
+
+class UsageError(GoodnetError):
+    """An option or argument that does not fit (unknown name, value out of range, contradiction)."""
+
+
+class DataError(GoodnetError):
+    """Images or labels that cannot be used: missing, empty, wrong shape, dtype or range."""
+
+
+class ModelError(GoodnetError):
+    """A net that cannot be read or does not fit: unknown layer, missing weight, wrong input shape."""
+
+
+class UnsafeFileError(ModelError):
+    """A file that was refused because reading it could run code, leave the file, or exhaust memory."""

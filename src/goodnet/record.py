@@ -1,0 +1,324 @@
+"""Records: the versioned JSON that scan, evaluate and repair leave behind. Every report is a view of one.
+
+Frozen dataclasses, one `format` each. A figure that does not exist is null, never zero. Reading is strict: an
+unknown format, a missing key or a value of the wrong type is an error, for a record may come from a stranger too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from goodnet.errors import DataError
+
+VERDICTS = ("clean", "suspect", "inconclusive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A share of n with its 95 % Wilson interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What ran it, to run it again."""
+
+    command: tuple[str, ...]
+    goodnet: str
+    torch: str
+    python: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """The net. `input` is in words (`55x47x3, 0..1`), `sha256` that of its file."""
+
+    name: str
+    sha256: str
+    arch: str
+    input: str
+    classes: int
+    refuses: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataInfo:
+    """A set of images. `sha256` is that of pixels and labels, whatever the file format."""
+
+    name: str
+    sha256: str
+    n: int
+    labelled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """A method's name, its hyperparameters as the user passed them, and as they were resolved."""
+
+    name: str
+    passed: dict[str, Any]
+    resolved: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelResult:
+    """One label's evidence.
+
+    Attributes:
+        label: the candidate target.
+        status: `searched` (whole optimisation), `screened` (the short first pass alone, too weak to go on),
+            `failed` (no mask reached the demanded ASR), `skipped` (not looked at).
+        score: Neural Cleanse's anomaly index of the mask norm, small side positive.
+        p_value: chance that a clean net's label scores as high, before correction for the number of labels.
+        mask_norm: L1 of the smallest successful mask, in pixels.
+        norm_ratio: mask_norm over the median of the labels that it is compared with.
+        fit_asr: ASR of that mask on the images that it was fitted on.
+        held_out_asr: the same on images that it was not fitted on, those of the target label left out.
+        screen_norm: L1 of the mask after the first pass, which every label gets.
+        flagged: counted as a backdoor's target by the verdict.
+    """
+
+    label: int
+    status: str
+    score: float | None = None
+    p_value: float | None = None
+    mask_norm: float | None = None
+    norm_ratio: float | None = None
+    fit_asr: float | None = None
+    held_out_asr: float | None = None
+    screen_norm: float | None = None
+    flagged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the verdict was made from, so that it can be drawn and made again.
+
+    `median_norm` and `mad` are those of the compared labels' mask norms; `threshold_norm` is the mask norm under
+    which a label's p-value passes the correction for all labels; `max_norm_ratio` and `min_held_out_asr` are the
+    effect size and the success that a label must show as well.
+    """
+
+    false_alarm_rate: float
+    compared: int
+    median_norm: float | None
+    mad: float | None
+    threshold_norm: float | None
+    max_norm_ratio: float
+    min_held_out_asr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture of a trigger on an image: `file` is relative to the record's folder.
+
+    `kind` is `mask`, `pattern`, `clean` or `triggered`; `answer` the class that the net gives (clean, triggered).
+    """
+
+    label: int
+    kind: str
+    file: str
+    index: int | None = None
+    answer: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanRecord:
+    """All of a scan (`scan.json`)."""
+
+    verdict: str
+    flagged_labels: tuple[int, ...]
+    labels: tuple[LabelResult, ...]
+    seconds: float
+    forward_passes: int
+    reasons: tuple[str, ...]
+    decision: Decision
+    method: MethodInfo
+    model: ModelInfo
+    data: DataInfo
+    n_fit: int
+    n_held_out: int
+    preflight_acc: Share | None
+    tested: tuple[str, ...]
+    not_tested: tuple[str, ...]
+    examples: tuple[Example, ...]
+    environment: Environment
+    format: str = "goodnet.scan/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoned:
+    """A net on one poisoned set. `target` is null where the set has several; `der` needs a net before."""
+
+    name: str
+    target: int | None
+    asr: Share | None
+    ra: Share | None
+    detection: Share | None
+    der: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One net's figures: on clean images and on each poisoned set."""
+
+    acc: Share | None
+    fpr: Share | None
+    poisoned: tuple[Poisoned, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRecord:
+    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, where one was given."""
+
+    acc: Share | None
+    fpr: Share | None
+    poisoned: tuple[Poisoned, ...]
+    before: Measured | None
+    model: ModelInfo
+    before_model: ModelInfo | None
+    data: DataInfo
+    seconds: float
+    environment: Environment
+    format: str = "goodnet.evaluate/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One point of a pruning curve: `acc` on the choosing split after `pruned` channels."""
+
+    pruned: int
+    acc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairRecord:
+    """All of a repair (`repair.json`).
+
+    `accepted` is null where it could not be judged (no trigger to judge the backdoor with). `before` and `after`
+    are measured on the judging split alone, with triggers that a scan found, never with true ones.
+    """
+
+    accepted: bool | None
+    reasons: tuple[str, ...]
+    method: MethodInfo
+    before: Measured
+    after: Measured
+    limits: dict[str, float]
+    n_fit: int
+    n_choose: int
+    n_judge: int
+    curve: tuple[CurvePoint, ...]
+    pruned_channels: tuple[int, ...]
+    model: ModelInfo
+    data: DataInfo
+    goodnet_file: str | None
+    goodnet_sha256: str | None
+    seconds: float
+    environment: Environment
+    format: str = "goodnet.repair/1"
+
+
+Record = ScanRecord | EvaluateRecord | RepairRecord
+_T = TypeVar("_T")
+_FORMATS: dict[str, type[Record]] = {
+    "goodnet.scan/1": ScanRecord,
+    "goodnet.evaluate/1": EvaluateRecord,
+    "goodnet.repair/1": RepairRecord,
+}
+
+
+def to_json(record: Record | list[dict[str, Any]]) -> str:
+    """Strict JSON (no NaN or Infinity: they become null), `format` first, ending in a newline."""
+    plain = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
+    if isinstance(plain, dict):
+        plain = {"format": plain.pop("format"), **plain}
+    return json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n"
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Writes to a temporary name beside `path` and renames, so that a crash leaves the old file whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(to_json(record), encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> Record:
+    """Reads any of the records.
+
+    Raises:
+        DataError: not there, not JSON, of an unknown format, or with keys or values that do not belong.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: expected a goodnet record, but it cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: expected a goodnet record (JSON), got something else ({error})") from error
+    kind = _FORMATS.get(str(raw.get("format"))) if isinstance(raw, dict) else None
+    if kind is None:
+        raise DataError(f"{path}: expected a record of format {', '.join(_FORMATS)}; got none of them")
+    try:
+        return typing.cast(Record, _build(kind, raw, kind.__name__))
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise DataError(f"{path}: not a whole {raw['format']} record: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _build(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, nested dataclasses and tuples too."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return None if value is None else _build(options[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build_dataclass(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{where}: expected a list")
+        return tuple(_build(typing.get_args(hint)[0], item, where) for item in value)
+    wanted = origin or hint
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+        raise TypeError(f"{where}: expected {wanted.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _build_dataclass(kind: type[_T], value: Any, where: str) -> _T:
+    if not isinstance(value, dict):
+        raise TypeError(f"{where}: expected an object")
+    hints = typing.get_type_hints(kind)
+    unknown = set(value) - set(hints)
+    if unknown:
+        raise TypeError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+    built = {key: _build(hints[key], item, f"{where}.{key}") for key, item in value.items()}
+    return kind(**built)

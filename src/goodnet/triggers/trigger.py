@@ -1,0 +1,43 @@
+"""Trigger: what turns an image into a triggered one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goodnet.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trigger:
+    """x' = (1 - mask) * x + mask * pattern (Neural Cleanse, Sec. IV-A, Eq. 2).
+
+    Attributes:
+        mask: (1, H, W) float32 in [0, 1].
+        pattern: (C, H, W) float32 in [0, 1].
+        target: the label that it leads to.
+    """
+
+    mask: Tensor
+    pattern: Tensor
+    target: int
+
+    def __post_init__(self) -> None:
+        fits = self.mask.ndim == 3 and self.mask.shape[0] == 1 and self.mask.shape[1:] == self.pattern.shape[1:]
+        if not fits:
+            raise UsageError(
+                f"trigger: expected mask (1, H, W) and pattern (C, H, W), "
+                f"got {tuple(self.mask.shape)} and {tuple(self.pattern.shape)}"
+            )
+
+    @property
+    def norm(self) -> float:
+        """L1 of the mask, in pixels."""
+        return float(self.mask.abs().sum())
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] -> triggered images, same shape and range."""
+        mask, pattern = self.mask.to(x), self.pattern.to(x)
+        return torch.lerp(x, pattern.expand_as(x), mask.expand_as(x))
