@@ -12,6 +12,8 @@ import torch
 
 from goodnet.errors import DataError
 
+_COLUMNS = ("labels", "true_labels", "trigger_present", "groups")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
@@ -22,6 +24,7 @@ class Images:
         labels: (N,) int64, or None. In a poisoned set: the attacker's target, one an image.
         true_labels: (N,) int64, or None. Only in a poisoned set: what the image really shows.
         trigger_present: (N,) bool, or None. False where a poisoned set's image carries no trigger.
+        groups: (N,) int64, or None. Images of one number (frames of one track) never straddle parts of a split.
         name: where they came from, for messages and records.
     """
 
@@ -29,6 +32,7 @@ class Images:
     labels: npt.NDArray[np.int64] | None = None
     true_labels: npt.NDArray[np.int64] | None = None
     trigger_present: npt.NDArray[np.bool_] | None = None
+    groups: npt.NDArray[np.int64] | None = None
     name: str = "images"
 
     def __post_init__(self) -> None:
@@ -36,7 +40,7 @@ class Images:
             raise DataError(f"{self.name}: expected images (N, C, H, W) with C = 1 or 3, got {self.pixels.shape}")
         if self.pixels.dtype not in (np.uint8, np.float32):
             raise DataError(f"{self.name}: expected uint8 or float32 pixels, got {self.pixels.dtype}")
-        for field in ("labels", "true_labels", "trigger_present"):
+        for field in _COLUMNS:
             column = getattr(self, field)
             if column is not None and column.shape != (len(self.pixels),):
                 raise DataError(f"{self.name}: {len(self.pixels)} images but {field} of shape {column.shape}")
@@ -56,7 +60,7 @@ class Images:
         def pick(column: Any) -> Any:
             return None if column is None else column[index]
 
-        columns = {name: pick(getattr(self, name)) for name in ("labels", "true_labels", "trigger_present")}
+        columns = {name: pick(getattr(self, name)) for name in _COLUMNS}
         return replace(self, pixels=self.pixels[index], **columns)
 
     def tensor(self, device: torch.device | str = "cpu") -> torch.Tensor:

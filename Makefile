@@ -1,0 +1,61 @@
+# Every target makes .venv where it is missing and installs what it needs; a second call installs nothing.
+#   make demo                      the whole of goodnet on its own small data set, report in goodnet-demo/
+#   make check test                what CI runs
+#   make demo PYTHON=python3.12 PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+
+.PHONY: help demo test test-slow check bench venv clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo | test | test-slow | check | bench | venv | clean   (see CONTRIBUTING.md)"
+
+demo: .venv/.goodnet
+	$(BIN)/goodnet demo --out goodnet-demo --overwrite
+
+test: .venv/.dev
+	$(BIN)/pytest
+
+test-slow: .venv/.dev
+	$(BIN)/pytest -m slow
+
+check: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	$(BIN)/python -m bench
+
+venv: .venv/.dev
+
+# What was made and can be made again; `rm -rf .venv` to start over with the environment too.
+clean:
+	rm -rf goodnet-demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests bench -type d -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "goodnet needs Python 3.10 or later; say which: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch first and pinned: it is the one large download, and it decides the figures that the benchmarks state.
+.venv/.torch: .venv/.python
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+.venv/.goodnet: .venv/.torch pyproject.toml
+	$(PIP) --quiet -e .
+	@touch $@
+
+.venv/.dev: .venv/.goodnet
+	$(PIP) --quiet -e ".[dev]"
+	@touch $@

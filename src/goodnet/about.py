@@ -1,0 +1,51 @@
+"""What ran, on what: the parts of a record that describe the machine, the net, the data and the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from goodnet.data.images import Images
+from goodnet.models.classifier import Classifier
+from goodnet.record import DataInfo, Environment, MethodInfo, ModelInfo
+
+
+def environment(classifier: Classifier, command: Sequence[str]) -> Environment:
+    """Versions, device and threads; `command` as the user typed it, empty from the API."""
+    return Environment(
+        command=tuple(command),
+        goodnet=metadata.version("goodnet"),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=str(classifier.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def model_info(classifier: Classifier) -> ModelInfo:
+    return ModelInfo(
+        name=classifier.name,
+        sha256=classifier.sha256,
+        arch=classifier.recipe.arch,
+        input=classifier.input.describe(),
+        classes=classifier.classes,
+        refuses=classifier.refuses,
+        notes=classifier.notes,
+    )
+
+
+def data_info(images: Images) -> DataInfo:
+    return DataInfo(name=images.name, sha256=images.sha256(), n=len(images), labelled=images.labels is not None)
+
+
+def method_info(name: str, method: Any, seed: int) -> MethodInfo:
+    """A method is its config dataclass: `passed` are the fields that differ from the defaults."""
+    resolved = dataclasses.asdict(method)
+    default = dataclasses.asdict(type(method)())
+    passed = {key: value for key, value in resolved.items() if value != default[key]}
+    return MethodInfo(name=name, passed=passed, resolved=resolved, seed=seed)

@@ -1,0 +1,63 @@
+"""`goodnet evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from goodnet.cli import progress
+from goodnet.cli.options import (
+    command_line,
+    data_range_option,
+    model_options,
+    read_clean,
+    run_options,
+    take_model_options,
+)
+from goodnet.evaluation import evaluate
+from goodnet.outputs import check_folder
+from goodnet.record import to_json
+from goodnet.report import write_report
+from goodnet.report.terminal import evaluate_table
+
+
+@click.command("evaluate")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--clean", required=True, type=click.Path(path_type=Path), help="Clean test images with true labels.")
+@click.option("--poisoned", multiple=True, type=click.Path(path_type=Path), help="Triggered images; label = target.")
+@click.option("--before", type=click.Path(path_type=Path), help="The net before repair, to compare with.")
+@data_range_option
+@model_options
+@run_options
+def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **options: Any) -> int:
+    """Measures ACC, ASR, RA, detection and FPR of MODEL, a BadNet or a GoodNet.
+
+    Every figure comes with its 95 % interval; with --before, DER too.
+    """
+    check_folder(options["out"], "evaluate.json", overwrite=options["overwrite"])
+    model_opts = take_model_options(options)
+    classifier = model_opts.load(model)
+    before = None if options["before"] is None else model_opts.load(options["before"])
+    images = read_clean(clean, classifier, options["data_range"])
+    triggered = [read_clean(path, classifier, options["data_range"]) for path in poisoned]
+    with progress.shown(options["as_json"]) as report:
+        record = evaluate(
+            classifier,
+            images,
+            triggered,
+            before=before,
+            out=options["out"],
+            overwrite=options["overwrite"],
+            command=command_line(),
+            progress=report,
+        )
+    if options["out"] is not None:
+        write_report(options["out"])
+    if options["as_json"]:
+        click.echo(to_json(record), nl=False)
+    else:
+        Console(width=None if Console().is_terminal else 80, highlight=False).print(evaluate_table(record))
+    return 0

@@ -1,0 +1,72 @@
+"""`goodnet scan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from goodnet.cli import progress
+from goodnet.cli.options import (
+    WholeNumbers,
+    command_line,
+    data_range_option,
+    model_options,
+    read_clean,
+    run_options,
+    take_model_options,
+)
+from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.outputs import check_folder
+from goodnet.record import to_json
+from goodnet.report import write_report
+from goodnet.report.terminal import scan_summary
+from goodnet.scan import scan
+
+EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
+
+
+@click.command("scan")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
+@click.option("--labels", type=WholeNumbers(), help="Only these labels, as 0,5,10-20; never ends in clean.")
+@click.option("--exhaustive", is_flag=True, help="Search every label whole, however many there are.")
+@click.option("--false-alarm-rate", type=float, default=0.01, show_default=True, help="Of the statistics, a clean net.")
+@click.option("--block", type=click.IntRange(1), help="Images a pass and thread: bounds memory.")
+@click.option("--no-preflight", is_flag=True, help="Scan even if ACC says that the net is fed the wrong way.")
+@data_range_option
+@model_options
+@run_options
+def scan_command(model: Path, clean: Path, **options: Any) -> int:
+    """Says whether MODEL is backdoored, for which labels, and shows the trigger.
+
+    Exits with 0 if clean, 1 if suspect, 2 if inconclusive, 3 on wrong input.
+    """
+    out: Path | None = options["out"]
+    check_folder(out, "scan.json", overwrite=options["overwrite"])
+    method = NeuralCleanse(
+        exhaustive=options["exhaustive"], false_alarm_rate=options["false_alarm_rate"], block=options["block"]
+    )
+    classifier = take_model_options(options).load(model)
+    images = read_clean(clean, classifier, options["data_range"])
+    with progress.shown(options["as_json"]) as report:
+        record = scan(
+            classifier,
+            images,
+            method=method,
+            seed=options["seed"],
+            labels=options["labels"],
+            out=out,
+            overwrite=options["overwrite"],
+            check_input=not options["no_preflight"],
+            command=command_line(),
+            progress=report,
+        )
+    page = write_report(out) if out is not None else None
+    if options["as_json"]:
+        click.echo(to_json(record), nl=False)
+    else:
+        click.echo(scan_summary(record))
+        click.echo(f"Report: {page}" if page else "Pass --out DIR for the report, the triggers and the record.")
+    return EXIT[record.verdict]

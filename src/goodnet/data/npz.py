@@ -1,0 +1,90 @@
+"""NumPy .npz archives of images: keys `data`, `images` or `x`, and `label`, `labels` or `y`.
+
+A .npz is a zip of .npy files. Pickled objects are never loaded. The declared size is read off each array's header and
+bounded before the array is; no more than declared is ever inflated.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from goodnet.data.columns import MAX_BYTES, Array, check_bytes
+from goodnet.errors import DataError, GoodnetError, UnsafeFileError
+
+# zipfile inflates bzip2 and LZMA without a limit on what comes out of one read.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENDING = ".npy"
+
+
+class NpzStore:
+    """An open archive of named arrays (the Store of columns.py)."""
+
+    def __init__(self, archive: zipfile.ZipFile, *, where: str, max_bytes: int = MAX_BYTES):
+        self._archive, self._where, self._max_bytes = archive, where, max_bytes
+
+    def names(self) -> Sequence[str]:
+        return [name.removesuffix(_ENDING) for name in self._archive.namelist()]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        with self._open(key) as member:
+            return self._header(member, key)[0]
+
+    def read(self, key: str) -> Array:
+        """The array under `key`.
+
+        Raises:
+            UnsafeFileError: pickled objects, an unusual compression, or over max_bytes.
+            DataError: fewer bytes than declared.
+        """
+        with self._open(key) as member:
+            shape, fortran, dtype = self._header(member, key)
+            size = math.prod(shape) * dtype.itemsize
+            check_bytes(size, self._max_bytes, f"{self._where}: {key!r}")
+            raw = member.read(size)
+        if len(raw) < size:
+            raise DataError(f"{self._where}: expected {size:,} bytes under {key!r}, got {len(raw):,}; is it truncated?")
+        return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
+
+    def _open(self, key: str) -> IO[bytes]:
+        info = self._archive.getinfo(key + _ENDING if key + _ENDING in self._archive.namelist() else key)
+        if info.compress_type not in _COMPRESSIONS:
+            raise UnsafeFileError(f"{self._where}: {key!r} is compressed in an unusual way; use numpy.savez_compressed")
+        return self._archive.open(info)
+
+    def _header(self, member: IO[bytes], key: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+        version = npy.read_magic(member)
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+        if read is None:
+            raise DataError(f"{self._where}: expected a .npy header of version 1 or 2 under {key!r}, got {version}")
+        shape, fortran, dtype = read(member)
+        if dtype.hasobject:
+            raise UnsafeFileError(f"{self._where}: {key!r} holds pickled objects, which could run code; store numbers")
+        if dtype.kind not in "biuf" or any(side < 0 for side in shape):
+            raise DataError(f"{self._where}: expected numbers under {key!r}, got dtype {dtype} and shape {shape}")
+        return shape, fortran, dtype
+
+
+@contextmanager
+def open_npz(path: Path, *, max_bytes: int = MAX_BYTES) -> Iterator[NpzStore]:
+    """Opens `path` for reading.
+
+    Raises:
+        DataError: not a zip of arrays, truncated, or damaged; also while the store is being read.
+        UnsafeFileError: from the store's own checks.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield NpzStore(archive, where=str(path), max_bytes=max_bytes)
+    except GoodnetError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: expected a whole .npz file, got one that cannot be read ({reason})") from error

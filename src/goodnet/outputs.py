@@ -1,0 +1,27 @@
+"""Folders and files that results go to: checked before the work, so that nothing of a user's is lost after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from goodnet.errors import UsageError
+
+
+def check_folder(out: Path | None, name: str, *, overwrite: bool) -> None:
+    """Raises UsageError unless `out` can take the record `name` without losing an earlier one. Writes nothing."""
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out: expected a folder, got the file {out}")
+    if (out / name).exists() and not overwrite:
+        raise UsageError(f"--out: {out / name} is there already; name another folder, or pass --overwrite")
+
+
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """Raises UsageError unless a file can be written at `path` without losing one. Writes nothing."""
+    if path.is_dir():
+        raise UsageError(f"-o: expected a file name, got the folder {path}")
+    if path.exists() and not overwrite:
+        raise UsageError(f"-o: {path} is there already; name another file, or pass --overwrite")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o: the folder {path.parent} is not there; make it first")

@@ -1,0 +1,221 @@
+"""The report: one HTML page from records alone, with everything inside it and nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+from markupsafe import Markup
+
+from goodnet.errors import DataError
+from goodnet.record import VERDICTS, EvaluateRecord, Record, RepairRecord, ScanRecord, read_record
+from goodnet.report import figures, plot, words
+from goodnet.report.compare import Comparison, compare_evaluate, compare_repair
+from goodnet.report.pictures import Gallery, gallery
+
+TOP_LABELS = 20
+MAX_PARTS = 24
+MAX_RECORD_BYTES = 64 << 20
+_FILES = ("scan.json", "repair.json", "evaluate.json")
+_KIND = TypeVar("_KIND", ScanRecord, RepairRecord, EvaluateRecord)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The records of one folder under one title. The scan's pictures are relative to `folder`."""
+
+    title: str
+    folder: Path
+    scan: ScanRecord | None = None
+    repair: RepairRecord | None = None
+    evaluate: EvaluateRecord | None = None
+
+    @property
+    def first(self) -> Record | None:
+        """The record that says most about the net."""
+        return self.scan or self.repair or self.evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScanView:
+    record: ScanRecord
+    gallery: Gallery
+    plot: Markup | None
+    drawn: int
+    ranked: tuple[Any, ...]
+    steps: list[words.Step]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PartView:
+    part: Part
+    anchor: str
+    tone: str
+    scan: _ScanView | None
+    repair: Comparison | None
+    evaluate: Comparison | None
+    curve: Markup | None
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Writes the page for the records in `folder` and one level below it.
+
+    Args:
+        folder: holds scan.json, repair.json and evaluate.json, at least one of them, or folders that do.
+        out: the page; by default `folder / "report.html"`. Written to a temporary name beside it, then renamed.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: no record found, one that cannot be read, a picture outside its folder, or `out` not writable.
+    """
+    out = folder / "report.html" if out is None else out
+    page = render_report(read_parts(folder))
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        part.write_text(page, encoding="utf-8", newline="\n")
+        part.replace(out)
+    except OSError as error:
+        raise DataError(f"{out}: expected a place to write the report to, but {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return out
+
+
+def read_parts(folder: Path) -> list[Part]:
+    """The records of `folder` itself first, then those of its folders: suspects before the rest, then by name.
+
+    Raises:
+        DataError: see `write_report`.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder with {', '.join(_FILES)}; there is no such folder")
+    below = sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    holders = [one for one in (folder, *below) if any((one / name).is_file() for name in _FILES)]
+    if not holders:
+        raise DataError(f"{folder}: expected {', '.join(_FILES)} here or one folder down, found none; run a scan first")
+    if len(holders) > MAX_PARTS:
+        raise DataError(f"{folder}: expected at most {MAX_PARTS} folders with records, got {len(holders)}; name one")
+    parts = [_read_part(one) for one in holders]
+    return sorted(parts, key=lambda part: (part.folder != folder, _tone(part) != "suspect"))
+
+
+def render_report(parts: Sequence[Part]) -> str:
+    """The page as text. Writes nothing; reads only the pictures that the scans name.
+
+    Raises:
+        DataError: no part, a part without a record, or a picture outside its folder.
+    """
+    if not parts or any(part.first is None for part in parts):
+        raise DataError("report: expected parts that hold a scan, a repair or an evaluation each; got an empty one")
+    style, script = _asset("report.css"), _asset("report.js")
+    return _environment().get_template("report.html.j2").render(
+        parts=[_view(part, f"part-{turn}") for turn, part in enumerate(parts, start=1)],
+        style=Markup(style),
+        script=Markup(script),
+        # hashes instead of 'unsafe-inline': even markup that slipped through the escaping could not run
+        policy=f"default-src 'none'; style-src {_hash(style)}; img-src data:; script-src {_hash(script)}; "
+        f"base-uri 'none'; form-action 'none'",
+    )  # fmt: skip
+
+
+def _read_part(folder: Path) -> Part:
+    scan = _read(folder / "scan.json", ScanRecord)
+    if scan is not None and scan.verdict not in VERDICTS:
+        raise DataError(f"{folder / 'scan.json'}: expected verdict {', '.join(VERDICTS)}, got {scan.verdict[:40]!r}")
+    return Part(
+        title=folder.resolve().name,
+        folder=folder,
+        scan=scan,
+        repair=_read(folder / "repair.json", RepairRecord),
+        evaluate=_read(folder / "evaluate.json", EvaluateRecord),
+    )
+
+
+def _read(path: Path, kind: type[_KIND]) -> _KIND | None:
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_RECORD_BYTES:
+        raise DataError(f"{path}: expected a record of at most {MAX_RECORD_BYTES >> 20} MiB, got a larger file")
+    record = read_record(path)
+    if not isinstance(record, kind):
+        raise DataError(f"{path}: expected a {kind.format} record, got {record.format}; rename or remove it")
+    return record
+
+
+def _tone(part: Part) -> str:
+    """What colours the part: the scan's verdict, else how the repair came out."""
+    if part.scan is not None:
+        return part.scan.verdict
+    return words.repair_outcome(part.repair).tone if part.repair is not None else "neutral"
+
+
+def _view(part: Part, anchor: str) -> _PartView:
+    return _PartView(
+        part=part,
+        anchor=anchor,
+        tone=_tone(part),
+        scan=_scan_view(part.scan, part) if part.scan else None,
+        repair=compare_repair(part.repair) if part.repair else None,
+        evaluate=compare_evaluate(part.evaluate) if part.evaluate else None,
+        curve=plot.curve_plot(part.repair.curve, len(part.repair.pruned_channels)) if part.repair else None,
+    )
+
+
+def _scan_view(record: ScanRecord, part: Part) -> _ScanView:
+    scores = [(result.score if figures.exists(result.score) else None, result) for result in record.labels]
+    ranked = sorted(scores, key=lambda pair: (pair[0] is None, -(pair[0] or 0.0), pair[1].label))
+    return _ScanView(
+        record=record,
+        gallery=gallery(record, part.folder),
+        plot=plot.norm_plot(record),
+        drawn=sum(plot.drawn_norm(result) is not None for result in record.labels),
+        ranked=tuple(result for _, result in ranked),
+        steps=words.next_steps(record, part.folder, part.repair),
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("goodnet", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        share=figures.share,
+        percent=figures.percent,
+        number=figures.number,
+        p_value=lambda value: figures.typeset(figures.p_value(value)),
+        duration=figures.duration,
+        compact=figures.compact,
+        raw=lambda value: repr(value) if figures.exists(value) else "",
+    )
+    environment.globals.update(words=words, marker=plot.marker, top=TOP_LABELS, dash=figures.DASH, br=Markup("\n  "))
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Every text on its way into the page, before it is escaped."""
+    return figures.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _asset(name: str) -> str:
+    return re.sub(r"\r\n?", "\n", resources.files("goodnet.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -1,0 +1,189 @@
+"""What a record says, in words: the same sentences on the page and in the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from goodnet.record import Environment, LabelResult, RepairRecord, ScanRecord
+from goodnet.report import figures
+
+STATUSES = ("searched", "screened", "failed", "skipped")
+STATUS_MEANING = {
+    "searched": "the whole optimisation ran",
+    "screened": "the short first pass alone, drawn at its norm; too large to go on",
+    "failed": "no mask reached the demanded ASR",
+    "skipped": "not looked at",
+}
+REPAIR_METHOD = "fine-pruning"
+_INPUT_OPTIONS = ("--arch", "--classes", "--input-range", "--mean", "--std", "--input-shape", "--data-range")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Something to do next; `command` holds the lines of a shell command with every name quoted, one option a line."""
+
+    text: str
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A tone (one of the verdicts) and a sentence."""
+
+    tone: str
+    text: str
+
+
+def headline(record: ScanRecord) -> str:
+    """The verdict as one sentence, without the verdict's own word."""
+    flagged = sorted(record.flagged_labels)
+    if record.verdict == "inconclusive":
+        return "This scan cannot tell whether the net carries a backdoor."
+    if record.verdict == "clean":
+        return f"None of the {len(record.labels):,} labels looks like the target of a backdoor."
+    if not flagged:
+        return "The scan found cause for suspicion, but no label to name."
+    if len(flagged) == 1:
+        return f"Label {flagged[0]} behaves like the target of a backdoor."
+    return f"Labels {figures.enumeration([str(label) for label in flagged])} behave like targets of a backdoor."
+
+
+def consequence(record: ScanRecord) -> str:
+    """What would happen to somebody who uses the net."""
+    flagged = sorted(record.flagged_labels)
+    if record.verdict == "clean":
+        return "This speaks for the triggers that were tested, and for no others."
+    if record.verdict == "inconclusive":
+        return "Do not take this for a clean bill. The reasons below say what was missing."
+    if not flagged:
+        return "The reasons below say why."
+    if len(flagged) == 1:
+        return f"Any image that carries this pattern is answered as class\u00a0{flagged[0]}, whatever it shows."
+    classes = figures.enumeration([str(label) for label in flagged], word="or")
+    return f"Any image that carries one of these patterns is answered as that pattern’s class ({classes})."
+
+
+def evidence(result: LabelResult) -> str:
+    """One label's figures in a line."""
+    ratio, asr = figures.number(result.norm_ratio), figures.percent(result.held_out_asr)
+    return (
+        f"mask norm {figures.number(result.mask_norm)} px, {ratio} × median, "
+        f"p = {figures.p_value(result.p_value)}, held-out ASR {asr}"
+    )
+
+
+def flagged_results(record: ScanRecord) -> list[LabelResult]:
+    """The results of the flagged labels, by label."""
+    flagged = set(record.flagged_labels)
+    return sorted((result for result in record.labels if result.label in flagged), key=lambda result: result.label)
+
+
+def counts(record: ScanRecord) -> str:
+    """`1,283 labels: 40 searched, 1,243 screened`."""
+    found = Counter(result.status for result in record.labels)
+    parts = [
+        f"{found[status]:,} {status}" for status in (*STATUSES, *sorted(set(found) - {*STATUSES})) if found[status]
+    ]
+    return f"{len(record.labels):,} labels: {', '.join(parts) or 'none'}"
+
+
+def contradiction(record: ScanRecord) -> str | None:
+    """Why the record cannot be right, if so: it may have been edited or come from a stranger."""
+    marked = {result.label for result in record.labels if result.flagged}
+    if marked != set(record.flagged_labels):
+        return "the list of flagged labels and the labels’ own marks differ"
+    if record.verdict == "clean" and (marked or not record.labels):
+        return "the verdict is clean, yet labels are flagged" if marked else "the verdict is clean without any label"
+    undone = sum(result.status not in ("searched", "screened") for result in record.labels)
+    if record.verdict == "clean" and undone:
+        return f"the verdict is clean, yet not every label was searched ({undone:,} skipped or failed)"
+    return None
+
+
+def next_steps(record: ScanRecord, folder: Path, repair: RepairRecord | None = None) -> list[Step]:
+    """What to do after this scan (and this repair, where there was one)."""
+    if repair is not None:
+        return _after_repair(repair)
+    model = _model(record)
+    clean = _path(_option(record.environment.command, "--clean") or record.data.name)
+    inputs = _inputs(record.environment)
+    if record.verdict == "suspect":
+        fixed = _path(f"{PurePath(record.model.name).stem}-goodnet.safetensors")
+        return [
+            Step(text="Do not use the net as it is. Repair it, with what this scan found:",
+                 command=_lines(["goodnet", "repair", model, "--clean", clean, "--scan", _path(str(folder)), *inputs,
+                                "--method", REPAIR_METHOD, "-o", fixed])),
+            Step(text="Then measure the repaired net on labelled images that neither scan nor repair has seen:",
+                 command=_lines(["goodnet", "evaluate", fixed, "--clean", "TEST_IMAGES"])),
+        ]  # fmt: skip
+    if record.verdict == "clean":
+        text = "Nothing to repair. Before you rely on the net, measure it on labelled images of your own:"
+        return [Step(text=text, command=_lines(["goodnet", "evaluate", model, "--clean", "TEST_IMAGES", *inputs]))]
+    text = f"Scan again with more clean images than the {record.data.n:,} of this scan:"
+    return [
+        Step(text="Until a scan comes to a verdict, treat the net as unsafe."),
+        Step(text=text, command=_lines(["goodnet", "scan", model, "--clean", "MORE_IMAGES", *inputs])),
+    ]
+
+
+def _after_repair(repair: RepairRecord) -> list[Step]:
+    if repair.accepted and repair.goodnet_file:
+        text = "The net was repaired (below). Measure the repaired one on labelled images that nothing here has seen:"
+        command = _lines(["goodnet", "evaluate", _path(repair.goodnet_file), "--clean", "TEST_IMAGES"])
+        return [Step(text=text, command=command)]
+    if repair.accepted is None:
+        return [Step(text="A repair was made, but could not be judged (below): keep treating the net as unsafe.")]
+    return [Step(text="The repair below was not accepted: use neither net, and try another method or more images.")]
+
+
+def repair_outcome(record: RepairRecord) -> Outcome:
+    """How a repair came out; its tone is the verdict whose colour it gets."""
+    if record.accepted is None:
+        return Outcome(tone="inconclusive", text="The repair could not be judged.")
+    if record.accepted:
+        return Outcome(tone="clean", text="The repair was accepted.")
+    return Outcome(tone="suspect", text="The repair was not accepted.")
+
+
+def command_line(command: Sequence[str]) -> str:
+    """The recorded command, quoted for a shell, as it was."""
+    return shlex.join(command)
+
+
+def _lines(words: list[str]) -> tuple[str, ...]:
+    """The command, a new line before every option; no name in `words` starts with a dash."""
+    starts = [0, *(at for at, word in enumerate(words) if word.startswith("-")), len(words)]
+    return tuple(shlex.join(words[start:end]) for start, end in itertools.pairwise(starts))
+
+
+def _path(name: str) -> str:
+    """A name that does not read as an option."""
+    return f"./{name}" if name.startswith("-") else name
+
+
+def _model(record: ScanRecord) -> str:
+    """The path that the user typed for the net, else its name; never one that reads as an option."""
+    name = PurePath(record.model.name).name
+    typed = next((word for word in record.environment.command if PurePath(word).name == name), record.model.name)
+    return _path(typed)
+
+
+def _option(command: Sequence[str], name: str) -> str | None:
+    for word, following in zip(command, [*command[1:], None]):
+        if word == name and following is not None and not re.match(r"-[^\d.]", following):
+            return following
+        if word.startswith(f"{name}="):
+            return word[len(name) + 1 :]
+    return None
+
+
+def _inputs(environment: Environment) -> list[str]:
+    """The options that say how to read the net, as they were typed for the scan."""
+    found = ((name, _option(environment.command, name)) for name in _INPUT_OPTIONS)
+    return [word for name, value in found if value is not None for word in (name, value)]

@@ -1,0 +1,68 @@
+"""Triggers on disk: one npz with float32 masks and patterns, which is the truth; pictures are made from it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from goodnet.errors import DataError
+from goodnet.triggers.trigger import Trigger
+
+_KEYS = ("labels", "masks", "patterns")
+_MAX_BYTES = 1 << 30
+
+
+def write_triggers(path: Path, triggers: Sequence[Trigger]) -> None:
+    """Writes to a temporary name and renames."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                labels=np.array([trigger.target for trigger in triggers], dtype=np.int64),
+                masks=np.stack([trigger.mask.numpy() for trigger in triggers]),
+                patterns=np.stack([trigger.pattern.numpy() for trigger in triggers]),
+            )
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_triggers(path: Path) -> tuple[Trigger, ...]:
+    """Reads what `write_triggers` wrote.
+
+    Raises:
+        DataError: not there, not such a file, or values that are no triggers.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+            if size > _MAX_BYTES:
+                raise DataError(f"{path}: expected triggers of at most {_MAX_BYTES} bytes, got {size}")
+        with np.load(path, allow_pickle=False) as arrays:
+            labels, masks, patterns = (arrays[key] for key in _KEYS)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected triggers as a scan writes them ({', '.join(_KEYS)}): {error}") from error
+    fits = (
+        labels.ndim == 1
+        and labels.dtype.kind in "iu"
+        and masks.ndim == 4
+        and masks.shape[:2] == (len(labels), 1)
+        and patterns.ndim == 4
+        and patterns.shape == (len(labels), patterns.shape[1], *masks.shape[2:])
+        and all(a.dtype == np.float32 and bool(((a >= 0) & (a <= 1)).all()) for a in (masks, patterns))
+    )
+    if not fits:
+        raise DataError(
+            f"{path}: expected float32 masks (n, 1, H, W) and patterns (n, C, H, W) in [0, 1], "
+            f"got {masks.shape} and {patterns.shape} for labels {labels.shape}"
+        )
+    return tuple(
+        Trigger(mask=torch.from_numpy(mask), pattern=torch.from_numpy(pattern), target=int(label))
+        for label, mask, pattern in zip(labels, masks, patterns)
+    )

@@ -1,0 +1,325 @@
+"""The inversion engine: reverse-engineers the triggers of many labels in one forward pass.
+
+Every label has its own mask, pattern, Adam moments, weight of the norm, best result and stop; the net sees the
+triggered images of a whole block of labels at once. A label that is done hands its slot to the next one, so blocks
+stay full. Objective and schedule are Neural Cleanse's (Wang et al., S&P 2019, Sec. IV-A, Eq. 3 and the authors'
+code): cross entropy to the target + weight * L1 of the mask, mask and pattern through tanh, Adam (0.1; 0.5, 0.9).
+
+Only the gradient to the triggered image comes from autograd. From there on, with x' = (1 - m) x + m p,
+dL/dp = sum_b m g and dL/dm = sum_b,c g (p - x) are written out: one pass over memory instead of autograd's five.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from goodnet.errors import DataError, UsageError
+from goodnet.models.classifier import Classifier
+from goodnet.triggers.threads import in_threads
+from goodnet.triggers.trigger import Trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How one label is optimised.
+
+    Attributes:
+        steps: Adam steps.
+        batch: images a step and label.
+        learning_rate, betas: Adam's (the paper's: 0.1; 0.5, 0.9).
+        asr: share of the batch that must reach the target for a step to count as success.
+        first_weight: the norm's weight once `patience` steps in a row have succeeded; before, it is 0.
+        patience: steps in a row after which the weight goes up (all succeeded) or down (all failed).
+        up, down: by which factor.
+    """
+
+    steps: int = 300
+    batch: int = 16
+    learning_rate: float = 0.1
+    betas: tuple[float, float] = (0.5, 0.9)
+    asr: float = 0.99
+    first_weight: float = 1e-3
+    patience: int = 5
+    up: float = 2.0
+    down: float = 2.0**1.5
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.patience < 1:
+            raise UsageError(
+                f"expected steps, batch and patience >= 1, got {self.steps}, {self.batch}, {self.patience}"
+            )
+        if not 0 < self.asr <= 1:
+            raise UsageError(f"expected asr in (0, 1], got {self.asr}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inverted:
+    """One label's result.
+
+    Attributes:
+        trigger: the smallest successful one, or, where none succeeded, the last one.
+        success: some step reached the schedule's ASR.
+        final: mask and pattern at the last step, unsquashed (C + 1, H, W): where a later search may go on.
+    """
+
+    trigger: Trigger
+    success: bool
+    final: Tensor
+
+
+def invert(
+    classifier: Classifier,
+    images: Tensor,
+    classes: Tensor,
+    labels: Sequence[int],
+    schedule: Schedule,
+    *,
+    seed: int,
+    block: int | None = None,
+    start: Sequence[Tensor] | None = None,
+    on_steps: Callable[[int], None] | None = None,
+) -> list[Inverted]:
+    """Inverts a trigger for each of `labels`.
+
+    Args:
+        classifier: left as it is; only gradients to its input are taken.
+        images: (N, C, H, W) in [0, 1], clean.
+        classes: (N,) int64, what the images show; images of the target itself do not count for a label.
+        labels: the targets.
+        seed: label L draws its start and its batches from (seed, L) alone, whatever else is in its block.
+        block: triggered images a forward pass and thread: bounds memory, keeps activations in cache (32 on a CPU).
+        start: `Inverted.final` of an earlier search, one a label, to go on from; drawn at random otherwise.
+        on_steps: called after every pass with how many labels moved on by a step, for progress.
+
+    Returns:
+        One `Inverted` a label, in the order of `labels`; the same for the same seed, whatever other labels are asked
+        for. Another `block` changes it by rounding, which the search then amplifies.
+
+    Raises:
+        DataError: no images, or for some label none that is not of that label.
+    """
+    if len(images) == 0:
+        raise DataError("inversion: expected at least one clean image, got none")
+    for label in labels:
+        if not bool((classes != label).any()):
+            raise DataError(f"inversion: all {len(images)} images are of label {label}; add images of other classes")
+    search = _Search(classifier, images, classes, labels, schedule, seed, start)
+    if search.device.type != "cpu":
+        return search.run(range(len(labels)), block or 2048, on_steps)
+    threads = min(torch.get_num_threads(), len(labels))
+    shares = [range(first, len(labels), threads) for first in range(threads)]
+    parts = in_threads(lambda share: search.run(share, block or 32, on_steps), shares, stop=search.stop)
+    results = {job: result for share, part in zip(shares, parts) for job, result in zip(share, part)}
+    return [results[job] for job in range(len(labels))]
+
+
+def success_rates(
+    classifier: Classifier,
+    triggers: Sequence[Trigger],
+    images: Tensor,
+    classes: Tensor,
+    *,
+    on_done: Callable[[int], None] | None = None,
+) -> list[float | None]:
+    """ASR of each trigger on clean images (N, C, H, W) in [0, 1] with classes (N,); those of its target left out.
+
+    None where no image is left. `on_done` is called with 1 as each is done, for progress.
+    """
+
+    @torch.no_grad()
+    def rate(trigger: Trigger) -> float | None:
+        attacked = images[classes != trigger.target]
+        if len(attacked) == 0:
+            return None
+        hits = classifier.predict(trigger.apply(attacked), batch=64) == trigger.target
+        if on_done is not None:
+            on_done(1)
+        return float(hits.double().mean())
+
+    return [rate(t) for t in triggers] if classifier.device.type != "cpu" else in_threads(rate, triggers)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _State:
+    """The labels in flight: everything stacked along a first axis, one row a label. NHWC, as the net's memory."""
+
+    job: Tensor  # index into `labels`
+    label: Tensor
+    step: Tensor
+    raw: Tensor  # (L, H, W, 1 + C) mask and pattern before tanh
+    first: Tensor  # Adam's moments
+    second: Tensor
+    weight: Tensor
+    hits: Tensor  # successful steps in a row
+    misses: Tensor
+    best_norm: Tensor
+    best: Tensor  # (L, H, W, 1 + C) after tanh
+
+    @staticmethod
+    def empty(search: _Search) -> _State:
+        c, h, w = search.classifier.input.shape
+        rows = {name: torch.empty(0, h, w, 1 + c) for name in ("raw", "first", "second", "best")}
+        ints = {name: torch.empty(0, dtype=torch.int64) for name in ("job", "label", "step", "hits", "misses")}
+        floats = {name: torch.empty(0) for name in ("weight", "best_norm")}
+        return _State(**{k: v.to(search.device) for k, v in {**rows, **ints, **floats}.items()})
+
+    def add(self, row: _State) -> _State:
+        return _State(**{name: torch.cat([getattr(self, name), getattr(row, name)]) for name in vars(self)})
+
+    def keep(self, which: Tensor) -> _State:
+        return _State(**{name: getattr(self, name)[which] for name in vars(self)})
+
+
+class _Search:
+    """What stays the same over a search, and the step that moves a block of labels on."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        classes: Tensor,
+        labels: Sequence[int],
+        schedule: Schedule,
+        seed: int,
+        start: Sequence[Tensor] | None,
+    ):
+        self.classifier, self.labels, self.schedule, self.seed = classifier, labels, schedule, seed
+        self.device = classifier.device
+        self.images = images.to(self.device).permute(0, 2, 3, 1).contiguous()
+        self.classes = classes.cpu().numpy()
+        self.first_raw = start
+        self.stopped = False
+        self.batches: dict[int, Tensor] = {}
+
+    def stop(self) -> None:
+        """Ends every `run` after its current step."""
+        self.stopped = True
+
+    def run(self, jobs: Sequence[int], block: int, on_steps: Callable[[int], None] | None) -> list[Inverted]:
+        """Searches for these jobs, `block` images at a time."""
+        slots = max(1, block // self.schedule.batch)
+        results: dict[int, Inverted] = {}
+        waiting = list(jobs)[::-1]
+        state = _State.empty(self)
+        while (waiting or len(state.job)) and not self.stopped:
+            while waiting and len(state.job) < slots:
+                state = state.add(self.start(waiting.pop()))
+            self.step(state, slots)
+            if on_steps is not None:
+                on_steps(len(state.job))
+            done = state.step >= self.schedule.steps
+            if bool(done.any()):
+                for i in torch.nonzero(done).flatten().tolist():
+                    results[int(state.job[i])] = self.result(state, i)
+                state = state.keep(~done)
+        return [] if self.stopped else [results[job] for job in jobs]
+
+    def start(self, job: int) -> _State:
+        """A fresh row for labels[job], drawn from (seed, label)."""
+        label = self.labels[job]
+        random = np.random.default_rng([self.seed, label])
+        c, h, w = self.classifier.input.shape
+        raw = torch.atanh(torch.from_numpy(random.random((h, w, 1 + c), dtype=np.float32)) * 1.98 - 0.99)
+        self.batches[job] = self._batches(label, random)
+        if self.first_raw is not None:
+            raw = self.first_raw[job].permute(1, 2, 0)
+        raw = raw.to(self.device)[None].contiguous()
+        zero = torch.zeros(1, dtype=torch.int64, device=self.device)
+        return _State(
+            job=zero + job,
+            label=zero + label,
+            step=zero,
+            raw=raw,
+            first=torch.zeros_like(raw),
+            second=torch.zeros_like(raw),
+            weight=torch.zeros(1, device=self.device),
+            hits=zero,
+            misses=zero,
+            best_norm=torch.full((1,), torch.inf, device=self.device),
+            best=torch.zeros_like(raw),
+        )
+
+    def _batches(self, label: int, random: np.random.Generator) -> Tensor:
+        """(steps, batch) indices of images that are not of `label`: reshuffled whenever all were seen."""
+        pool = np.flatnonzero(self.classes != label)
+        needed = self.schedule.steps * self.schedule.batch
+        rounds = [random.permutation(pool) for _ in range(-(-needed // len(pool)))]
+        return torch.from_numpy(np.concatenate(rounds)[:needed].reshape(self.schedule.steps, -1))
+
+    def step(self, state: _State, slots: int) -> None:
+        """One Adam step for every label of the block, in place.
+
+        A block that is not full any more is filled up with copies: kernels round by shape, and a label's result must
+        not hang on how many others are left.
+        """
+        jobs = zip(state.job.tolist(), state.step.tolist())
+        index = torch.stack([self.batches[job][step] for job, step in jobs]).to(self.device)
+        x = self.images[index]  # (L, B, H, W, C)
+        squashed = torch.tanh(state.raw)
+        half = (squashed + 1) / 2
+        mask, pattern = half[:, None, :, :, :1], half[:, None, :, :, 1:]
+        grad, asr = self._gradient(torch.lerp(x, pattern, mask), state.label, slots)
+        self._remember(state, half, asr)
+        grad_pattern = grad.sum(1) * half[..., :1]
+        grad_mask = torch.einsum("lbhwc,lbhwc->lhw", grad, pattern - x)[..., None]
+        grad_mask = grad_mask + state.weight[:, None, None, None]
+        # d/draw of (tanh(raw) + 1) / 2
+        self._adam(state, torch.cat([grad_mask, grad_pattern], -1) * (1 - squashed * squashed) / 2)
+        self._adapt(state, asr)
+
+    def _gradient(self, stamped: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """d(mean cross entropy to its label)/d(stamped) (L, B, H, W, C), and each label's ASR on this batch (L,)."""
+        rows = len(labels)
+        if rows < slots:
+            stamped = torch.cat([stamped, stamped[:1].expand(slots - rows, -1, -1, -1, -1)])
+            labels = torch.cat([labels, labels[:1].expand(slots - rows)])
+        stamped.requires_grad_()
+        logits = self.classifier.logits(stamped.flatten(0, 1).permute(0, 3, 1, 2))
+        target = labels.repeat_interleave(self.schedule.batch)
+        loss = F.cross_entropy(logits, target, reduction="sum") / self.schedule.batch
+        (grad,) = torch.autograd.grad(loss, stamped)
+        asr = (logits.detach().argmax(1) == target).view(len(labels), -1).float().mean(1)
+        return grad[:rows], asr[:rows]
+
+    def _remember(self, state: _State, half: Tensor, asr: Tensor) -> None:
+        norm = half[..., 0].sum((1, 2))
+        better = (asr >= self.schedule.asr) & (norm < state.best_norm)
+        state.best_norm[better] = norm[better]
+        state.best[better] = half[better]
+
+    def _adam(self, state: _State, grad: Tensor) -> None:
+        beta_1, beta_2 = self.schedule.betas
+        state.step.add_(1)
+        steps = state.step.to(grad.dtype).view(-1, 1, 1, 1)
+        state.first.lerp_(grad, 1 - beta_1)
+        state.second.lerp_(grad * grad, 1 - beta_2)
+        mean, square = state.first / (1 - beta_1**steps), state.second / (1 - beta_2**steps)
+        state.raw.sub_(self.schedule.learning_rate * mean / (square.sqrt() + 1e-8))
+
+    def _adapt(self, state: _State, asr: Tensor) -> None:
+        """Weight of the norm: set after the first run of successes, then up and down by runs (authors' code)."""
+        hit = asr >= self.schedule.asr
+        state.hits.add_(1).mul_(hit)
+        state.misses.add_(1).mul_(~hit)
+        up, down = state.hits >= self.schedule.patience, state.misses >= self.schedule.patience
+        unset = state.weight == 0
+        first = torch.full_like(state.weight, self.schedule.first_weight)
+        raised = torch.where(unset, first, state.weight * self.schedule.up)
+        lowered = torch.where(down, state.weight / self.schedule.down, state.weight)
+        state.weight.copy_(torch.where(up, raised, lowered))
+        state.hits.mul_(~up)
+        state.misses.mul_(~down)
+
+    def result(self, state: _State, i: int) -> Inverted:
+        success = bool(torch.isfinite(state.best_norm[i]))
+        kept = state.best[i] if success else (torch.tanh(state.raw[i]) + 1) / 2
+        planes = kept.permute(2, 0, 1).contiguous().cpu()
+        trigger = Trigger(mask=planes[:1], pattern=planes[1:], target=int(state.label[i]))
+        del self.batches[int(state.job[i])]
+        return Inverted(trigger=trigger, success=success, final=state.raw[i].permute(2, 0, 1).contiguous().cpu())

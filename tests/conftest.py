@@ -1,0 +1,23 @@
+"""Shared fixtures: the real nets and images where present, and deterministic torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real nets and images; tests that need it skip, saying so, where it is not."""
+    root = Path(os.environ.get("GOODNET_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not (root / "faces").is_dir():
+        pytest.skip(f"real nets and images not found at {root}; set GOODNET_DATA to their folder")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

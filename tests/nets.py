@@ -1,0 +1,47 @@
+"""Small nets with known answers, for tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from goodnet.models.classifier import Classifier, InputSpec, Recipe
+
+
+class Linear(nn.Module):
+    """logits = weight . x + bias, over all pixels: its smallest trigger is known in closed form."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("nchw,kchw->nk", x, self.weight) + self.bias
+
+
+def classifier_of(net: nn.Module, shape: tuple[int, int, int], classes: int, **extra: object) -> Classifier:
+    channels, height, width = shape
+    spec = InputSpec(channels=channels, height=height, width=width)
+    return Classifier(net=net, input=spec, classes=classes, recipe=Recipe(arch="test"), **extra)  # type: ignore[arg-type]
+
+
+def linear(shape: tuple[int, int, int], classes: int, seed: int = 0) -> Classifier:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(classes, *shape, generator=generator)
+    return classifier_of(Linear(weight, torch.zeros(classes)), shape, classes)
+
+
+def small_cnn(shape: tuple[int, int, int] = (3, 12, 10), classes: int = 5, *, batch_norm: bool = False) -> Classifier:
+    """conv - (batch norm) - ReLU - conv - ReLU - pool - linear, random weights from a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        layers: list[nn.Module] = [nn.Conv2d(shape[0], 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3)]
+        if batch_norm:
+            norm = nn.BatchNorm2d(12)
+            with torch.no_grad():
+                for values in (norm.weight, norm.bias, norm.running_mean):
+                    values.copy_(torch.rand(12) + 0.5)
+            layers.append(norm)
+        layers += [nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, classes)]
+        return classifier_of(nn.Sequential(*layers), shape, classes)
