@@ -1,0 +1,139 @@
+"""What a model file is, without running anything from it and without trusting what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from goodnet.errors import ModelError, UsageError
+from goodnet.models import keras_load, load, state_dict, user_code
+from goodnet.models.arch import matching
+from goodnet.models.formats import Shape
+from goodnet.models.keras_hdf5 import read_keras
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One layer of a net, or one tensor of a weights-only file (`kind` is then its dtype).
+
+    `weights` are the shapes of its own parameters and buffers, by name.
+    """
+
+    name: str
+    kind: str
+    weights: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """What `inspect_file` found; None and empty where it could not tell.
+
+    Attributes:
+        format: of the file, by its first bytes; empty where it is none that goodnet knows.
+        parameters: numbers that training sets, buffers not counted.
+        input: in words (`55x47x3, 0..1`).
+        suggested: our architectures whose keys and shapes are exactly the file's, for `--arch`.
+        notes: what a user should know of how it is read.
+        refused: why it cannot be loaded, None where it can.
+    """
+
+    path: str
+    format: str
+    sha256: str
+    layers: tuple[LayerInfo, ...] = ()
+    parameters: int | None = None
+    input: str | None = None
+    classes: int | None = None
+    arch: str | None = None
+    suggested: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: str | None = None
+
+
+def inspect_file(
+    path: str | Path, *, arch: str | None = None, input_range: str = "0..1", input_shape: Shape | None = None
+) -> FileInfo:
+    """Reads a model file as far as it can be read safely. A file that is refused is described, not raised.
+
+    Args:
+        path: the file.
+        arch: one of our architectures, for a file of weights alone. User code is not run.
+        input_range, input_shape: as for `load_classifier`.
+
+    Raises:
+        ModelError: there is no such file.
+        UsageError: an unknown architecture, or user code.
+    """
+    path = Path(path)
+    if arch is not None and user_code.is_user_code(arch):
+        raise UsageError(f"inspect runs nothing, so --arch takes one of our architectures, not {arch!r}")
+    digest = load.file_sha256(path)
+    kind = ""
+    try:
+        kind = load.file_format(path)
+        state = _weights_alone(path, kind)
+        if state is not None and arch is None:
+            return _tensors(path, kind, digest, *state)
+        classifier = load.load_classifier(path, arch=arch, input_range=input_range, input_shape=input_shape)
+    except ModelError as error:  # UnsafeFileError is one
+        return FileInfo(path=str(path), format=kind, sha256=digest, refused=str(error))
+    return FileInfo(
+        path=str(path),
+        format=kind,
+        sha256=digest,
+        layers=_layers(classifier.net),
+        parameters=sum(parameter.numel() for parameter in classifier.net.parameters()),
+        input=classifier.input.describe(),
+        classes=classifier.classes,
+        arch=classifier.recipe.arch,
+        notes=classifier.notes,
+    )
+
+
+def _weights_alone(path: Path, kind: str) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
+    """The tensors and notes of a file that holds weights alone; None where it describes its net."""
+    if kind in (load.GOODNET, load.KERAS_ZIP):
+        return None
+    if kind == load.HDF5:
+        file = read_keras(path, name=str(path))
+        return None if file.config is not None else (keras_load.torch_state(file), ())
+    return state_dict.read_safetensors(path) if kind == load.SAFETENSORS else state_dict.read_torch(path)
+
+
+def _tensors(path: Path, kind: str, digest: str, state: Mapping[str, Tensor], notes: tuple[str, ...]) -> FileInfo:
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    suggested = matching(state)
+    hint = f"pass --arch {suggested[0]}" if suggested else "pass --arch FILE.py:CALLABLE with the code of its net"
+    return FileInfo(
+        path=str(path),
+        format=kind,
+        sha256=digest,
+        layers=tuple(
+            LayerInfo(name=key, kind=str(value.dtype).removeprefix("torch."), weights=((key, tuple(value.shape)),))
+            for key, value in state.items()
+        ),
+        parameters=sum(value.numel() for key, value in state.items() if not key.endswith(buffers)),
+        suggested=suggested,
+        notes=(*notes, f"weights alone, without their net: {hint}"),
+    )
+
+
+def _layers(net: nn.Module) -> tuple[LayerInfo, ...]:
+    """The modules that do the work: those without children."""
+    return tuple(
+        LayerInfo(
+            name=name,
+            kind=type(module).__name__,
+            weights=tuple((key, tuple(value.shape)) for key, value in _own(module).items()),
+        )
+        for name, module in net.named_modules()
+        if name and not any(True for _ in module.children())
+    )
+
+
+def _own(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}

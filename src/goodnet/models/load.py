@@ -1,0 +1,132 @@
+"""Loading a stranger's net: what the file is, is told by its first bytes, never by its name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from goodnet.errors import ModelError, UsageError
+from goodnet.models import keras_load, state_dict, user_code
+from goodnet.models.classifier import Classifier
+from goodnet.models.formats import Loaded, LoadOptions, Shape, to_device
+from goodnet.models.softmax import unwrap_softmax
+from goodnet.models.weights import load_ours
+
+HDF5, KERAS_ZIP, TORCH, SAFETENSORS, GOODNET = "Keras HDF5", "Keras 3 zip", "PyTorch", "safetensors", "GoodNet"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def load_classifier(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    classes: int | None = None,
+    input_range: str = "0..1",
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    input_shape: Shape | None = None,
+    device: str | torch.device = "cpu",
+) -> Classifier:
+    """Reads a net from a file without running anything in it.
+
+    Args:
+        path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, PyTorch state dict, safetensors, or a GoodNet.
+        arch: where the file holds weights alone: one of ours, or `FILE.py:CALLABLE`, the user's own code.
+        classes: number of classes; needed only by user code that takes it, checked where given.
+        input_range: `0..1` or `0..255`, what the net expects before `mean` and `std`.
+        mean, std: one number or one a channel, in the units of `input_range`.
+        input_shape: (C, H, W), where neither the file nor the architecture tells.
+        device: where the net goes.
+
+    Returns:
+        A Classifier that gives logits; what was dropped or stripped on the way is in its `notes`.
+
+    Raises:
+        UsageError: options out of range, missing, or against the file.
+        UnsafeFileError: reading the file could run code, leave it, or exhaust memory.
+        ModelError: damaged, of an unknown format, or a net that does not fit its weights.
+    """
+    path = Path(path)
+    options = LoadOptions(
+        arch=arch, classes=classes, input_range=input_range, mean=mean, std=std, input_shape=input_shape
+    )
+    kind = file_format(path)
+    digest = file_sha256(path)
+    if kind == GOODNET:
+        from goodnet.models.goodnet_file import load_goodnet  # it imports this package's readers itself
+
+        loaded_goodnet: Classifier = load_goodnet(path, sha256=digest, device=device, arch_name=arch)
+        return loaded_goodnet
+    return _finish(_read(path, kind, options), options, path, digest, device)
+
+
+def file_format(path: Path) -> str:
+    """Which of the formats a file is, by content. Raises ModelError where it is none, or is not there."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            head = file.read(1024)
+            userblocks = [file.seek(at) and file.read(8) for at in (512, 1024, 2048, 4096) if at < size]
+    except OSError as error:
+        raise ModelError(f"{path}: expected a model file, but it cannot be read ({error.strerror})") from error
+    if head.startswith(_HDF5_MAGIC) or _HDF5_MAGIC in userblocks:
+        return HDF5
+    if head.startswith(b"PK"):
+        return KERAS_ZIP if keras_load.is_keras_zip(path) else TORCH
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8:
+        return GOODNET if "goodnet" in state_dict.safetensors_metadata(path) else SAFETENSORS
+    if head.startswith(b"\x80") or head[257:262] == b"ustar":
+        return TORCH
+    raise ModelError(
+        f"{path}: expected Keras HDF5 or .keras, a PyTorch state dict, safetensors or a GoodNet; its bytes are none"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of the file, in hexadecimal. Raises ModelError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
+    if kind in (HDF5, KERAS_ZIP):
+        return keras_load.load_keras(path, options, zipped=kind == KERAS_ZIP)
+    read = state_dict.read_safetensors if kind == SAFETENSORS else state_dict.read_torch
+    state, notes = read(path)
+    if options.arch is not None and user_code.is_user_code(options.arch):
+        loaded = user_code.load_user_code(state, options, name=str(path))
+    else:
+        loaded = load_ours(state, options, name=str(path))
+    return Loaded(net=loaded.net, recipe=loaded.recipe, shape=loaded.shape, notes=(*notes, *loaded.notes))
+
+
+def _finish(loaded: Loaded, options: LoadOptions, path: Path, digest: str, device: str | torch.device) -> Classifier:
+    """Checks the net on a probe batch, unwraps a softmax, counts its classes."""
+    spec = options.input_spec(loaded.shape)
+    if spec.channels not in (1, 3):
+        raise ModelError(f"{path}: expected a net for images of 1 or 3 channels, got one for {spec.describe()}")
+    net = to_device(loaded.net.eval().requires_grad_(False), device)
+    unwrapped = unwrap_softmax(net, spec, loaded.recipe, name=str(path))
+    classes = unwrapped.outputs
+    if classes < 2:
+        raise ModelError(f"{path}: expected a net with at least 2 outputs, got {classes}; only classifiers are scanned")
+    if options.classes not in (None, classes):
+        raise UsageError(f"{path}: expected {classes} classes, the number of its outputs; got {options.classes}")
+    return Classifier(
+        net=unwrapped.net,
+        input=spec,
+        classes=classes,
+        recipe=unwrapped.recipe,
+        name=path.name,
+        sha256=digest,
+        notes=(*loaded.notes, *unwrapped.notes),
+    )

@@ -1,0 +1,301 @@
+"""Loading PyTorch files and safetensors: our architectures, user code, options, and the real nets' ACC."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from goodnet.data.images import Images
+from goodnet.errors import ModelError, UnsafeFileError, UsageError
+from goodnet.models.arch import ARCHITECTURES, build, matching
+from goodnet.models.inspect_file import inspect_file
+from goodnet.models.load import load_classifier
+from goodnet.models.softmax import LogProbabilities
+
+
+def read_images(path: Path, count: int = 500) -> Images:
+    with h5py.File(path) as file:
+        if "jpeg" in file:
+            raw = [np.asarray(Image.open(io.BytesIO(bytes(row)))) for row in file["jpeg"][:count]]
+            pixels = np.stack(raw).transpose(0, 3, 1, 2)
+        else:
+            pixels = file["data"][:count]
+        return Images(pixels=pixels, labels=file["label"][:count].astype(np.int64), name=path.name)
+
+
+HALF = {"mean": (0.5,), "std": (0.5,)}
+REAL: list[tuple[str, str, str, dict[str, Any], float, int]] = [
+    ("faces/nets/sunglasses_bd_weights.h5", "deepid", "faces/clean_test_data.h5", {}, 0.95, 1283),
+    ("faces/nets/anonymous_1_bd_weights.h5", "deepid", "faces/clean_test_data.h5", {}, 0.96, 1283),
+    ("faces/nets/multi_trigger_multi_target_bd_weights.h5", "deepid", "faces/clean_test_data.h5", {}, 0.91, 1283),
+    ("faces/nets/clean_weights.h5", "deepid", "faces/clean_test_data.h5", {}, 0.98, 1283),
+    ("gtsrb/nets/badnets_target8_small_vgg.pth", "small-vgg", "gtsrb/test_4000.h5", {}, 0.96, 43),
+    ("gtsrb/nets/trojan_wm_target2_small_vgg.pth", "small-vgg", "gtsrb/test_4000.h5", {}, 0.96, 43),
+    ("cifar10/nets/badnets_target8_small_vgg.pth", "small-vgg", "cifar10/lossless_4000.h5", {}, 0.85, 10),
+    ("cifar10/nets/grid_target0_wrn16_1.pth", "wrn-16-1", "cifar10/lossless_4000.h5", {}, 0.83, 10),
+    ("mnist/nets/white5x5_target1_cnn.pth", "cnn", "mnist/test_2000.h5", HALF, 0.95, 10),
+    ("mnist/nets/square3x3_target5_mlp.pt", "mlp", "mnist/test_2000.h5", {}, 0.88, 10),
+]
+
+
+@pytest.mark.parametrize(("net", "arch", "data", "options", "acc", "classes"), REAL)
+def test_real_nets_reach_their_published_acc(
+    net: str, arch: str, data: str, options: dict[str, Any], acc: float, classes: int, shared_data: Path
+) -> None:
+    path = shared_data / net
+    classifier = load_classifier(path, arch=arch, **options)
+    images = read_images(shared_data / data)
+    assert classifier.classes == classes
+    assert classifier.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (classifier.predict(images.tensor()).numpy() == images.labels).mean() >= acc - 1e-9
+    rebuilt = build(classifier.recipe)
+    rebuilt.load_state_dict(classifier.net.state_dict())
+    assert inspect_file(path).suggested == (arch,)
+
+
+def _state(arch: str, **options: Any) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    net = ARCHITECTURES[arch].net(**options).eval()
+    return net, net.state_dict()
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "deepid": {"classes": 7},
+    "small-vgg": {"classes": 7, "height": 24, "width": 24},
+    "wrn-16-1": {"classes": 7, "channels": 1},
+    "wrn-16-2": {"classes": 7},
+    "wrn-40-1": {"classes": 3},
+    "cnn": {"classes": 7, "channels": 3, "height": 32, "width": 32},
+    "mlp": {"classes": 7, "hidden": [5, 6], "channels": 3, "height": 8, "width": 8},
+}
+
+
+@pytest.mark.parametrize("arch", list(OWN))
+@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
+def test_options_are_read_off_the_weights(arch: str, form: str, tmp_path: Path) -> None:
+    net, state = _state(arch, **OWN[arch])
+    path = tmp_path / "net.bin"
+    if form == "safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+    assert matching(state) == (arch,)
+    with pytest.raises(UsageError, match=f"--arch.*{arch}"):
+        load_classifier(path)
+    classifier = load_classifier(path, arch=arch, classes=OWN[arch]["classes"])
+    x = torch.rand(2, *classifier.input.shape)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.logits(x), net(x), atol=1e-5, rtol=1e-4)
+    assert classifier.recipe.arch == arch
+
+
+def test_nesting_prefixes_and_pruning_masks(tmp_path: Path) -> None:
+    _, state = _state("mlp", classes=4, hidden=[5])
+    masked = {key: value for key, value in state.items() if key != "fc1.weight"}
+    mask = (torch.rand_like(state["fc1.weight"]) > 0.5).float()
+    masked |= {"fc1.weight_orig": state["fc1.weight"], "fc1.weight_mask": mask}
+    torch.save({"epoch": 3, "model": {f"module.{key}": value for key, value in masked.items()}}, tmp_path / "net.pt")
+    classifier = load_classifier(tmp_path / "net.pt", arch="mlp")
+    assert torch.equal(classifier.net.fc1.weight, state["fc1.weight"] * mask)
+    text = " ".join(classifier.notes)
+    assert "'model'" in text
+    assert "module." in text
+    assert "mask" in text
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pt")
+    assert load_classifier(tmp_path / "half.pt", arch="mlp").net.fc1.weight.dtype == torch.float32
+
+
+def test_wrong_weights_are_named(tmp_path: Path) -> None:
+    _, state = _state("small-vgg", classes=4)
+    path = tmp_path / "net.pt"
+    cases: list[tuple[dict[str, torch.Tensor], str]] = [
+        ({key: value for key, value in state.items() if key != "features.3.bias"}, "missing features.3.bias"),
+        ({**state, "extra.weight": torch.zeros(1)}, "unknown extra.weight"),
+        ({**state, "features.3.bias": torch.zeros(5)}, r"features.3.bias is \(5,\), expected \(32,\)"),
+        ({"other": torch.zeros(1)}, "classifier.weight"),
+    ]
+    for wrong, message in cases:
+        torch.save(wrong, path)
+        with pytest.raises(ModelError, match=message) as caught:
+            load_classifier(path, arch="small-vgg")
+        assert "\n" not in str(caught.value)
+    counted = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    torch.save(counted, path)  # PyTorch before 0.4.1 kept no such counter
+    assert load_classifier(path, arch="small-vgg").classes == 4
+    with pytest.raises(ModelError):
+        load_classifier(path, arch="wrn-16-1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "vgg"}, "small-vgg"),
+        ({"input_range": "0..2"}, "0..255"),
+        ({"mean": (0.1, 0.2)}, "mean"),
+        ({"std": (0.0,)}, "std"),
+        ({"std": (-1.0,)}, "std"),
+        ({"std": (float("nan"),)}, "std"),
+        ({"mean": (float("inf"),)}, "mean"),
+        ({"classes": 9}, "classes"),
+        ({"classes": 1}, "classes"),
+        ({"input_shape": (3, 28, 28)}, "input shape"),
+        ({"input_shape": (2, 28, 28)}, "input shape"),
+        ({"input_shape": (1, 0, 28)}, "input shape"),
+        ({"device": "cuda:99"}, "device"),
+        ({"device": "nowhere"}, "device"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    torch.save(_state("mlp", classes=4, hidden=[5])[1], tmp_path / "net.pt")
+    with pytest.raises((UsageError, ModelError), match=message) as caught:
+        load_classifier(tmp_path / "net.pt", **{"arch": "mlp", **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_input_spec_in_the_units_of_the_range(tmp_path: Path) -> None:
+    net, state = _state("mlp", classes=4, hidden=[5])
+    torch.save(state, tmp_path / "net.pt")
+    x = torch.rand(3, 1, 28, 28)
+    classifier = load_classifier(tmp_path / "net.pt", arch="mlp", input_range="0..255", mean=(127.5,), std=(64.0,))
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.logits(x), net((x * 255 - 127.5) / 64), atol=1e-4, rtol=1e-4)
+
+
+def test_missing_and_unknown_files(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_classifier(tmp_path / "nothing.h5")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_classifier(tmp_path)
+    (tmp_path / "net.h5").write_bytes(b"\x08\x07\x12\x07pytorch")  # ONNX under another name
+    with pytest.raises(ModelError, match="expected Keras HDF5"):
+        load_classifier(tmp_path / "net.h5")
+
+
+CODE = """
+import torch
+from torch import nn
+print("this file ran")
+
+class Net(nn.Module):
+    def __init__(self, classes=4, tail=None):
+        super().__init__()
+        self.flatten, self.fc, self.tail = nn.Flatten(), nn.Linear(12, classes), tail or nn.Identity()
+    def forward(self, x):
+        return self.tail(self.fc(self.flatten(x)))
+
+def shaped():
+    net = Net()
+    net.input_shape = (3, 2, 2)
+    return net
+def needs(classes): return Net(classes)
+def softmax(): return Net(tail=nn.Softmax(dim=1))
+def log_softmax(): return Net(tail=nn.LogSoftmax(dim=1))
+class Hidden(Net):
+    def forward(self, x): return torch.softmax(super().forward(x), 1)
+def broken(): raise KeyError("x")
+def number(): return 3
+class Pair(Net):
+    def forward(self, x): return super().forward(x), x
+class Map(Net):
+    def forward(self, x): return x
+"""
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    code, weights = tmp_path / "my_net.py", tmp_path / "net.pt"
+    code.write_text(CODE)
+    state = {"fc.weight": torch.randn(4, 12), "fc.bias": torch.randn(4)}
+    torch.save(state, weights)
+    return code, weights, state
+
+
+def test_user_code_runs_only_when_named(user: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    code, weights, state = user
+    with pytest.raises(UsageError):
+        load_classifier(weights)
+    with pytest.raises(UsageError, match="inspect runs nothing"):
+        inspect_file(weights, arch=f"{code}:Net")
+    inspect_file(weights)
+    assert capsys.readouterr().out == ""
+    classifier = load_classifier(weights, arch=f"{code}:shaped")
+    assert "this file ran" in capsys.readouterr().out
+    x = torch.rand(2, 3, 2, 2)
+    torch.testing.assert_close(classifier.logits(x), x.flatten(1) @ state["fc.weight"].T + state["fc.bias"])
+    assert classifier.recipe.arch == f"{code}:shaped"
+    with pytest.raises(UnsafeFileError):
+        build(classifier.recipe)
+    assert load_classifier(weights, arch=f"{code}:needs", classes=4, input_shape=(3, 2, 2)).classes == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Net", {}, "--input-shape"),
+        ("needs", {"input_shape": (3, 2, 2)}, "--classes"),
+        ("broken", {}, "KeyError"),
+        ("number", {}, "Module"),
+        ("nothing", {}, "no callable"),
+        ("Net", {"input_shape": (3, 4, 4)}, "fails on images"),
+        ("Pair", {"input_shape": (3, 2, 2)}, "tuple"),
+        ("Map", {"input_shape": (3, 2, 2)}, r"\(N, K\)"),
+        ("Net", {"input_shape": (3, 2, 2), "classes": 5}, "shape"),
+    ],
+)
+def test_user_code_mistakes(name: str, options: dict[str, Any], message: str, user: Any) -> None:
+    code, weights, _ = user
+    with pytest.raises((UsageError, ModelError), match=message) as caught:
+        load_classifier(weights, arch=f"{code}:{name}", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_user_file_that_is_missing_or_does_not_run(tmp_path: Path, user: Any) -> None:
+    _, weights, _ = user
+    with pytest.raises(UsageError, match="no file"):
+        load_classifier(weights, arch=f"{tmp_path}/nowhere.py:Net")
+    (tmp_path / "bad.py").write_text("def (")
+    with pytest.raises(UsageError, match="SyntaxError"):
+        load_classifier(weights, arch=f"{tmp_path}/bad.py:Net")
+
+
+def test_softmax_is_undone(user: Any) -> None:
+    code, weights, state = user
+    x = torch.rand(5, 3, 2, 2)
+    logits = x.flatten(1) @ state["fc.weight"].T + state["fc.bias"]
+    for name in ("softmax", "log_softmax"):
+        classifier = load_classifier(weights, arch=f"{code}:{name}", input_shape=(3, 2, 2))
+        torch.testing.assert_close(classifier.logits(x), logits)
+        assert classifier.recipe.options["softmax"] == "tail"
+        assert any("softmax" in note for note in classifier.notes)
+    hidden = load_classifier(weights, arch=f"{code}:Hidden", input_shape=(3, 2, 2))
+    assert isinstance(hidden.net, LogProbabilities)
+    torch.testing.assert_close(hidden.logits(x), logits.log_softmax(1))
+    plain = load_classifier(weights, arch=f"{code}:Net", input_shape=(3, 2, 2))
+    assert "softmax" not in plain.recipe.options
+    assert not any(module._forward_hooks for module in plain.net.modules())
+
+
+def test_inspect_tells_what_a_file_is(tmp_path: Path) -> None:
+    _, state = _state("cnn", classes=10)
+    torch.save(state, tmp_path / "net.pt")
+    plain = inspect_file(tmp_path / "net.pt")
+    assert (plain.format, plain.suggested, plain.refused, plain.classes) == ("PyTorch", ("cnn",), None, None)
+    assert plain.parameters == sum(value.numel() for value in state.values())
+    assert {layer.name: layer.weights[0][1] for layer in plain.layers}["fc1.0.weight"] == (512, 512)
+    full = inspect_file(tmp_path / "net.pt", arch="cnn")
+    assert (full.classes, full.input, full.arch) == (10, "28x28x1, 0..1", "cnn")
+    assert ("conv1.0", "Conv2d") in {(layer.name, layer.kind) for layer in full.layers}
+    assert full.sha256 == hashlib.sha256((tmp_path / "net.pt").read_bytes()).hexdigest()
+    (tmp_path / "x").write_bytes(b"nothing known")
+    assert "expected" in str(inspect_file(tmp_path / "x").refused)
+    with pytest.raises(ModelError):
+        inspect_file(tmp_path / "missing")
