@@ -43,5 +43,9 @@ def small_cnn(shape: tuple[int, int, int] = (3, 12, 10), classes: int = 5, *, ba
                 for values in (norm.weight, norm.bias, norm.running_mean):
                     values.copy_(torch.rand(12) + 0.5)
             layers.append(norm)
-        layers += [nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, classes)]
-        return classifier_of(nn.Sequential(*layers), shape, classes)
+        head = nn.Linear(48, classes)
+        net = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), head)
+        with torch.no_grad():
+            head.weight.mul_(20)
+            head.bias.sub_(net.eval()(torch.rand(256, *shape)).mean(0))  # so that no class takes it all
+        return classifier_of(net, shape, classes)

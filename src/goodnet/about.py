@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -27,6 +28,12 @@ def environment(classifier: Classifier, command: Sequence[str]) -> Environment:
     )
 
 
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back: tuples are lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
 def model_info(classifier: Classifier) -> ModelInfo:
     return ModelInfo(
         name=classifier.name,
@@ -45,7 +52,6 @@ def data_info(images: Images) -> DataInfo:
 
 def method_info(name: str, method: Any, seed: int) -> MethodInfo:
     """A method is its config dataclass: `passed` are the fields that differ from the defaults."""
-    resolved = dataclasses.asdict(method)
-    default = dataclasses.asdict(type(method)())
+    resolved, default = (_plain(dataclasses.asdict(config)) for config in (method, type(method)()))
     passed = {key: value for key, value in resolved.items() if value != default[key]}
     return MethodInfo(name=name, passed=passed, resolved=resolved, seed=seed)

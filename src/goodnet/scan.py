@@ -199,7 +199,8 @@ def _examples(
     examples = []
     for label in labels:
         trigger = detection.triggers[label]
-        images = held_out[0][held_out[1] != label][:_DRAWN_IMAGES]
+        images = held_out[0][held_out[1] != label]
+        images = images[torch.linspace(0, len(images) - 1, min(len(images), _DRAWN_IMAGES)).long()]  # of many classes
         for kind, pixels in (("mask", trigger.mask), ("pattern", _visible(trigger))):
             examples.append(_draw(folder, label, kind, None, pixels, None))
         for kind, pictures in (("clean", images), ("triggered", trigger.apply(images))):

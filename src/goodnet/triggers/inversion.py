@@ -33,7 +33,8 @@ class Schedule:
         steps: Adam steps.
         batch: images a step and label.
         learning_rate, betas: Adam's (the paper's: 0.1; 0.5, 0.9).
-        asr: share of the batch that must reach the target for a step to count as success.
+        asr: share of the batch that must reach the target for a step to count as success. A mask counts as successful
+            where its step and the `patience` - 1 before it succeeded: one lucky batch of 16 says little.
         first_weight: the norm's weight once `patience` steps in a row have succeeded; before, it is 0.
         patience: steps in a row after which the weight goes up (all succeeded) or down (all failed).
         up, down: by which factor.
@@ -64,7 +65,7 @@ class Inverted:
 
     Attributes:
         trigger: the smallest successful one, or, where none succeeded, the last one.
-        success: some step reached the schedule's ASR.
+        success: `patience` steps in a row reached the schedule's ASR.
         final: mask and pattern at the last step, unsquashed (C + 1, H, W): where a later search may go on.
     """
 
@@ -158,6 +159,7 @@ class _State:
     weight: Tensor
     hits: Tensor  # successful steps in a row
     misses: Tensor
+    streak: Tensor  # as hits, but not set back when the weight goes up
     best_norm: Tensor
     best: Tensor  # (L, H, W, 1 + C) after tanh
 
@@ -165,7 +167,8 @@ class _State:
     def empty(search: _Search) -> _State:
         c, h, w = search.classifier.input.shape
         rows = {name: torch.empty(0, h, w, 1 + c) for name in ("raw", "first", "second", "best")}
-        ints = {name: torch.empty(0, dtype=torch.int64) for name in ("job", "label", "step", "hits", "misses")}
+        counters = ("job", "label", "step", "hits", "misses", "streak")
+        ints = {name: torch.empty(0, dtype=torch.int64) for name in counters}
         floats = {name: torch.empty(0) for name in ("weight", "best_norm")}
         return _State(**{k: v.to(search.device) for k, v in {**rows, **ints, **floats}.items()})
 
@@ -241,6 +244,7 @@ class _Search:
             weight=torch.zeros(1, device=self.device),
             hits=zero,
             misses=zero,
+            streak=zero,
             best_norm=torch.full((1,), torch.inf, device=self.device),
             best=torch.zeros_like(raw),
         )
@@ -288,8 +292,9 @@ class _Search:
         return grad[:rows], asr[:rows]
 
     def _remember(self, state: _State, half: Tensor, asr: Tensor) -> None:
+        state.streak.add_(1).mul_(asr >= self.schedule.asr)
         norm = half[..., 0].sum((1, 2))
-        better = (asr >= self.schedule.asr) & (norm < state.best_norm)
+        better = (state.streak >= self.schedule.patience) & (norm < state.best_norm)
         state.best_norm[better] = norm[better]
         state.best[better] = half[better]
 

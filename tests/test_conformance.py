@@ -1,0 +1,122 @@
+"""One table that every method joins: nothing given is changed, nothing is left behind, the same seed gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.guard.disagreement import Disagreement
+from goodnet.models.classifier import Classifier
+from goodnet.progress import Progress, silent
+from goodnet.repair.fine_pruning import FinePruning
+from goodnet.triggers.inversion import Schedule
+from nets import small_cnn
+
+Labelled = tuple[Tensor, Tensor]
+Run = Callable[[Classifier, Labelled, Labelled, int, Progress], Any]
+
+
+def neural_cleanse(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    found = NeuralCleanse(search=Schedule(steps=8, batch=4))(net, fit, rest, seed=seed, progress=progress)
+    return found.labels, [found.triggers[row.label].mask for row in found.labels]
+
+
+def neural_cleanse_in_two_passes(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    method = NeuralCleanse(
+        search=Schedule(steps=6, batch=4), screen=Schedule(steps=3, batch=4), candidates=1, controls=8
+    )
+    found = method(net, fit, rest, seed=seed, progress=progress)
+    return found.labels, [trigger.mask for trigger in found.triggers.values()]
+
+
+def fine_pruning(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    method = FinePruning(epochs=2, learning_rate=1e-3, batch=8)
+    found = method(net, fit, rest, seed=seed, progress=progress)
+    return found.curve, found.channels, list(found.classifier.net.state_dict().values())
+
+
+def disagreement(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    made = Disagreement(max_fpr=0.2)(net, small_cnn(net.input.shape, net.classes), rest[0])
+    progress("guard", 1, 1)
+    return made.recipe, made.logits(rest[0])
+
+
+METHODS: dict[str, Run] = {
+    "neural-cleanse": neural_cleanse,
+    "neural-cleanse, two passes": neural_cleanse_in_two_passes,
+    "fine-pruning": fine_pruning,
+    "disagreement": disagreement,
+}
+SHAPES = [((3, 12, 10), 11), ((1, 9, 14), 11), ((3, 10, 10), 2)]
+
+
+def data(net: Classifier) -> tuple[Labelled, Labelled]:
+    x = torch.rand(40, *net.input.shape, generator=torch.Generator().manual_seed(3))
+    y = torch.arange(40) % net.classes
+    return (x[:24], y[:24]), (x[24:], y[24:])
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return bool(a == b)
+
+
+def state(net: Classifier) -> dict[str, Any]:
+    modules = list(net.net.modules())
+    return {
+        "weights": [value.clone() for value in net.net.state_dict().values()],
+        "grad": [parameter.grad is None and not parameter.requires_grad for parameter in net.net.parameters()],
+        "train": [module.training for module in modules],
+        "hooks": [
+            len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+            for module in modules
+        ],
+        "random": torch.get_rng_state(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("shape", "classes"), SHAPES)
+def test_nothing_given_is_changed_and_the_seed_decides(name: str, shape: Any, classes: int) -> None:
+    net = small_cnn(shape, classes)
+    fit, rest = data(net)
+    given = [value.clone() for value in (*fit, *rest)]
+    before = state(net)
+    calls: list[tuple[str, int, int]] = []
+    first = METHODS[name](net, fit, rest, 4, lambda *call: calls.append(call))
+    assert same(list(before.values()), list(state(net).values()))
+    assert same(given, [*fit, *rest])
+    assert same(first, METHODS[name](net, fit, rest, 4, silent))
+    assert calls
+    assert all(0 <= done <= total for _, done, total in calls)
+    assert calls[-1][1] == calls[-1][2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_left_behind_after_an_exception(name: str) -> None:
+    net = small_cnn((3, 12, 10), 11)
+    fit, rest = data(net)
+    before = state(net)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        METHODS[name](net, fit, rest, 4, interrupt)
+    assert same(list(before.values()), list(state(net).values()))
+
+
+@pytest.mark.parametrize("name", ["neural-cleanse", "neural-cleanse, two passes"])
+def test_another_seed_gives_another_result(name: str) -> None:
+    net = small_cnn((3, 12, 10), 11)
+    fit, rest = data(net)
+    assert not same(METHODS[name](net, fit, rest, 4, silent)[1], METHODS[name](net, fit, rest, 5, silent)[1])

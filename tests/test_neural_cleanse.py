@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from goodnet.data.images import Images
+from goodnet.detect.neural_cleanse import Detection, NeuralCleanse
+from goodnet.errors import UsageError
+from goodnet.models.classifier import Classifier
+from goodnet.record import Decision, LabelResult, ScanRecord, read_record
+from goodnet.scan import decide, scan
+from goodnet.triggers.files import read_triggers
+from goodnet.triggers.inversion import Schedule
+from nets import Linear, classifier_of
+
+SHAPE = (1, 8, 8)
+
+
+def planted(classes: int, targets: dict[int, tuple[int, int]]) -> Classifier:
+    """A linear net whose classes are told apart over all pixels; each target also by one pixel of great weight."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(classes, *SHAPE, generator=generator) * 0.3
+    weight -= weight.mean((1, 2, 3), keepdim=True)
+    bias = torch.zeros(classes)
+    for target, (row, column) in targets.items():
+        weight[target, 0, row, column] = 14.0
+        bias[target] = -7.0
+    return classifier_of(Linear(weight, bias), SHAPE, classes)
+
+
+def images(net: Classifier, count: int = 120) -> Images:
+    random = np.random.default_rng(0)
+    pixels = np.clip(random.normal(0.4, 0.15, size=(count, *SHAPE)), 0, 1).astype(np.float32)
+    labels = net.predict(torch.from_numpy(pixels)).numpy()
+    return Images(pixels=pixels, labels=labels)
+
+
+QUICK = NeuralCleanse(search=Schedule(steps=150, batch=8))
+
+
+@pytest.mark.parametrize("targets", [{}, {2: (1, 6)}, {2: (1, 6), 9: (5, 0)}])
+def test_planted_labels_are_flagged_and_no_others(targets: dict[int, tuple[int, int]]) -> None:
+    net = planted(16, targets)
+    record = scan(net, images(net), method=QUICK)
+    assert record.flagged_labels == tuple(sorted(targets))
+    assert record.verdict == ("suspect" if targets else "clean")
+    for label, (row, column) in targets.items():
+        found = record.labels[label]
+        assert found.label == label
+        assert found.held_out_asr is not None
+        assert found.held_out_asr > 0.9
+        assert found.norm_ratio is not None
+        assert found.norm_ratio < 0.5
+        assert (row, column) is not None
+
+
+def test_two_passes_score_every_label_and_search_the_strongest() -> None:
+    net = planted(60, {7: (3, 3)})
+    method = NeuralCleanse(
+        search=Schedule(steps=120, batch=8), screen=Schedule(steps=30, batch=8), candidates=4, controls=20
+    )
+    record = scan(net, images(net), method=method)
+    assert [row.label for row in record.labels] == list(range(60))
+    assert record.flagged_labels == (7,)
+    status = [row.status for row in record.labels]
+    assert 20 <= status.count("searched") <= 24
+    assert status.count("searched") + status.count("screened") == 60
+    assert all(row.screen_norm is not None and row.score is not None for row in record.labels)
+    assert all(row.mask_norm is None for row in record.labels if row.status == "screened")
+    assert record.decision.compared == 20
+    alone = scan(net, images(net), method=method, labels=[7])
+    assert alone.verdict == "inconclusive"
+
+
+def test_the_trigger_found_is_where_it_was_planted(tmp_path: Any) -> None:
+    net = planted(16, {2: (1, 6)})
+    record = scan(net, images(net), method=QUICK, out=tmp_path / "out")
+    triggers = {trigger.target: trigger for trigger in read_triggers(tmp_path / "out" / "triggers.npz")}
+    assert int(triggers[2].mask.argmax()) == 1 * 8 + 6
+    assert float(triggers[2].pattern[0, 1, 6]) > 0.9
+    assert read_record(tmp_path / "out" / "scan.json") == record
+    assert {example.kind for example in record.examples} == {"mask", "pattern", "clean", "triggered"}
+    assert all((tmp_path / "out" / example.file).is_file() for example in record.examples)
+    shown = [example.answer for example in record.examples if example.kind == "triggered"]
+    assert shown.count(2) >= 3
+
+
+def test_same_seed_same_record_and_other_seed_other() -> None:
+    net = planted(12, {2: (1, 6)})
+    first, second, other = (scan(net, images(net), method=QUICK, seed=seed) for seed in (3, 3, 4))
+    assert first.labels == second.labels
+    assert first.labels != other.labels
+
+
+def row(label: int, **changes: Any) -> LabelResult:
+    good: dict[str, Any] = {
+        "status": "searched", "score": 5.0, "p_value": 1e-9, "mask_norm": 3.0, "norm_ratio": 0.2, "held_out_asr": 0.99,
+    }  # fmt: skip
+    return LabelResult(label=label, **{**good, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"p_value": 2e-3},
+        {"p_value": None},
+        {"norm_ratio": 0.51},
+        {"norm_ratio": None},
+        {"held_out_asr": 0.74},
+        {"held_out_asr": None},
+        {"status": "failed"},
+        {"status": "screened"},
+    ],
+)
+def test_every_evidence_is_needed(changes: dict[str, Any]) -> None:
+    method = NeuralCleanse()
+    assert method._flags(row(0), 10)
+    assert not method._flags(row(0, **changes), 10)
+
+
+def test_the_p_value_knows_the_number_of_labels() -> None:
+    method = NeuralCleanse()
+    assert method._flags(row(0, p_value=5e-4), 10)
+    assert not method._flags(row(0, p_value=5e-4), 1283)
+
+
+def detection(*rows: LabelResult, threshold: float | None = 1.0) -> Detection:
+    decision = Decision(
+        false_alarm_rate=0.01, compared=len(rows), median_norm=1.0, mad=1.0, threshold_norm=threshold,
+        max_norm_ratio=0.5, min_held_out_asr=0.75,
+    )  # fmt: skip
+    return Detection(labels=rows, triggers={}, decision=decision, forward_passes=0)
+
+
+def test_what_was_skipped_or_failed_never_ends_in_clean() -> None:
+    fine = [row(label, p_value=0.5, norm_ratio=0.9) for label in range(5)]
+    assert decide(detection(*fine), 5)[0] == "clean"
+    assert decide(detection(*fine[:4]), 5)[0] == "inconclusive"
+    assert decide(detection(*fine[:4], row(4, status="failed", mask_norm=None)), 5)[0] == "inconclusive"
+    assert decide(detection(*fine[:4], row(4, status="skipped", mask_norm=None)), 5)[0] == "inconclusive"
+    assert decide(detection(*fine, threshold=None), 5)[0] == "inconclusive"
+    verdict, reasons = decide(detection(*fine[:3], row(4, flagged=True)), 5)
+    assert verdict == "suspect"
+    assert "label 4" in reasons[0]
+
+
+def test_two_classes_are_too_few_to_compare() -> None:
+    net = planted(2, {})
+    record = scan(net, images(net), method=NeuralCleanse(search=Schedule(steps=20, batch=8)))
+    assert record.verdict == "inconclusive"
+    assert "too few labels" in " ".join(record.reasons)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(UsageError, match="false_alarm_rate"):
+        NeuralCleanse(false_alarm_rate=0)
+    with pytest.raises(UsageError, match="controls"):
+        NeuralCleanse(controls=2)
+
+
+def test_unlabelled_images_stand_on_the_nets_own_answers() -> None:
+    net = planted(16, {2: (1, 6)})
+    labelled = images(net)
+    bare = Images(pixels=labelled.pixels)
+    record: ScanRecord = scan(net, bare, method=QUICK)
+    assert record.verdict == "suspect"
+    assert record.preflight_acc is None
+    assert not record.data.labelled
