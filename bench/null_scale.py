@@ -64,7 +64,7 @@ def _trained(name: str, recipe: Recipe, images: Images, seed: int, *, epochs: in
 
 
 def main() -> None:
-    print(f"{'clean net':<40}{'ACC':>7}{'labels':>8}{'Qn':>7}{'ratio':>7}{'p x K':>9}  verdict")
+    print(f"{'clean net':<40}{'ACC':>7}{'labels':>8}{'Qn':>7}{'ratio':>7}{'share':>8}{'p x K':>9}  verdict")
     scales = []
     for net in clean_nets():
         record = scan(net.classifier, net.clean, method=NeuralCleanse(exhaustive=True), check_input=False)
@@ -73,9 +73,12 @@ def main() -> None:
         scales.append((scale, len(norms)))
         acc = (net.classifier.predict(net.clean.tensor()).numpy() == net.clean.labels).mean()
         smallest = min(row.p_value for row in record.labels if row.p_value is not None) * len(record.labels)
-        ratio = norms.min() / np.median(norms)
-        print(f"{net.name:<40}{acc:>7.3f}{len(norms):>8}{scale:>7.3f}{ratio:>7.2f}{smallest:>9.2g}  {record.verdict}",
-              flush=True)  # fmt: skip
+        ratio, share = norms.min() / np.median(norms), norms.min() / net.clean.pixels[0, 0].size
+        print(
+            f"{net.name:<40}{acc:>7.3f}{len(norms):>8}{scale:>7.3f}{ratio:>7.2f}{share:>8.4f}"
+            f"{smallest:>9.2g}  {record.verdict}",
+            flush=True,
+        )
     print(f"median Qn {np.median([scale for scale, _ in scales]):.3f} over {len(scales)} nets")
 
 

@@ -7,7 +7,8 @@ from torch import nn
 from goodnet.errors import ModelError, UsageError
 from goodnet.models.arch.deepid import DeepID
 from goodnet.models.classifier import Classifier
-from goodnet.repair.fine_pruning import FinePruning, accuracy, default_layer, mean_activation
+from goodnet.repair.fine_pruning import FinePruning, default_layer, mean_activation
+from goodnet.tuning import accuracy
 from nets import classifier_of, small_cnn
 
 

@@ -54,7 +54,7 @@ def slow_inversion(classifier, x, classes, label, schedule, start, batches):  # 
     """One label, one image set, everything through autograd and torch.optim: Neural Cleanse as one would write it."""
     raw = start.clone().requires_grad_()
     adam = torch.optim.Adam([raw], lr=schedule.learning_rate, betas=schedule.betas)
-    weight, hits, misses, streak, best, best_norm = 0.0, 0, 0, 0, None, float("inf")
+    weight, hits, misses, recent, best, best_norm = 0.0, 0, 0, [], None, float("inf")
     for index in batches:
         both = (torch.tanh(raw) + 1) / 2
         mask, pattern = both[:1], both[1:]
@@ -62,8 +62,9 @@ def slow_inversion(classifier, x, classes, label, schedule, start, batches):  # 
         targets = torch.full((len(index),), label)
         asr = float((logits.argmax(1) == targets).float().mean())
         norm = float(mask.detach().sum())
-        streak = streak + 1 if asr >= schedule.asr else 0
-        if streak >= schedule.patience and norm < best_norm:
+        recent.append(asr)
+        lately = recent[-schedule.patience :]
+        if sum(lately) / schedule.patience >= schedule.keep_asr - 1e-6 and norm < best_norm:
             best, best_norm = both.detach().clone(), norm
         loss = F.cross_entropy(logits, targets) + weight * mask.sum()
         adam.zero_grad()

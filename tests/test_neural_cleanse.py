@@ -38,7 +38,7 @@ def images(net: Classifier, count: int = 120) -> Images:
     return Images(pixels=pixels, labels=labels)
 
 
-QUICK = NeuralCleanse(search=Schedule(steps=150, batch=8))
+QUICK = NeuralCleanse(search=Schedule(steps=150, batch=16))
 
 
 @pytest.mark.parametrize("targets", [{}, {2: (1, 6)}, {2: (1, 6), 9: (5, 0)}])
@@ -47,14 +47,13 @@ def test_planted_labels_are_flagged_and_no_others(targets: dict[int, tuple[int, 
     record = scan(net, images(net), method=QUICK)
     assert record.flagged_labels == tuple(sorted(targets))
     assert record.verdict == ("suspect" if targets else "clean")
-    for label, (row, column) in targets.items():
+    for label in targets:
         found = record.labels[label]
         assert found.label == label
         assert found.held_out_asr is not None
-        assert found.held_out_asr > 0.9
+        assert found.held_out_asr > 0.6
         assert found.norm_ratio is not None
         assert found.norm_ratio < 0.5
-        assert (row, column) is not None
 
 
 def test_two_passes_score_every_label_and_search_the_strongest() -> None:
@@ -109,7 +108,7 @@ def row(label: int, **changes: Any) -> LabelResult:
         {"p_value": None},
         {"norm_ratio": 0.51},
         {"norm_ratio": None},
-        {"held_out_asr": 0.74},
+        {"held_out_asr": 0.59},
         {"held_out_asr": None},
         {"status": "failed"},
         {"status": "screened"},
@@ -125,6 +124,16 @@ def test_the_p_value_knows_the_number_of_labels() -> None:
     method = NeuralCleanse()
     assert method._flags(row(0, p_value=5e-4), 10)
     assert not method._flags(row(0, p_value=5e-4), 1283)
+
+
+def test_a_tiny_mask_is_evidence_of_its_own_but_not_enough() -> None:
+    method = NeuralCleanse()
+    borderline = {"p_value": 5e-3, "mask_share": 0.008}
+    assert method._flags(row(0, **borderline), 10)
+    assert not method._flags(row(0, **{**borderline, "mask_share": 0.02}), 10)
+    assert not method._flags(row(0, **{**borderline, "p_value": 0.02}), 10)
+    assert not method._flags(row(0, **{**borderline, "norm_ratio": 0.6}), 10)
+    assert not method._flags(row(0, **{**borderline, "held_out_asr": 0.5}), 10)
 
 
 def detection(*rows: LabelResult, threshold: float | None = 1.0) -> Detection:

@@ -77,7 +77,7 @@ def test_false_alarm_rate_is_what_it_says_on_normal_nulls(count: int) -> None:
     random = np.random.default_rng(count)
     everyone = np.ones(count, dtype=bool)
     smallest = np.array(
-        [np.min(stats.small_side_p_values(random.normal(size=count), everyone, floor=1e-9)) * count for _ in range(400)]
+        [np.min(stats.small_side_p_values(random.normal(size=count), everyone)) * count for _ in range(400)]
     )
     # 10 % asked for: 40 of 400 expected, sigma is 6
     assert 14 <= int((smallest <= 0.10).sum()) <= 66
@@ -93,7 +93,7 @@ def test_anomaly_index_two_flags_nearly_every_clean_net_where_p_values_do_not() 
         by_index += bool((stats.anomaly_index(values, values) > 2).any())
         smallest = np.argmin(values)
         some = np.append(np.arange(150), smallest)
-        p = stats.small_side_p_values(values[some], reference[some] & (some < 150), floor=0.0)
+        p = stats.small_side_p_values(values[some], reference[some] & (some < 150))
         by_p += bool(p[-1] * 1283 <= 0.01)
     assert by_index == 40
     assert by_p <= 3
@@ -103,22 +103,45 @@ def test_p_values_find_one_and_three_outliers() -> None:
     random = np.random.default_rng(1)
     values = random.normal(5, 0.25, size=43)
     values[:3] -= 2.5
-    p = stats.small_side_p_values(values, np.ones(43, dtype=bool), floor=0.01)
+    p = stats.small_side_p_values(values, np.ones(43, dtype=bool))
     assert (p[:3] * 43 < 0.01).all()
     assert (p[3:] * 43 > 0.01).all()
 
 
 def test_p_values_ignore_large_outliers_nan_and_equal_values() -> None:
-    p = stats.small_side_p_values(np.array([5.0, 5, 5, 5, 50, np.nan]), np.ones(6, dtype=bool), floor=0.05)
+    prior = stats.ScalePrior(scale=0.5, df=7)
+    p = stats.small_side_p_values(np.array([5.0, 5, 5, 5, 50, np.nan]), np.ones(6, dtype=bool), prior=prior)
     assert np.isnan(p[5])
     assert (p[:4] > 0.3).all()
     assert p[4] > 0.99
-    assert np.isnan(stats.small_side_p_values(np.array([1.0, 2, 3]), np.ones(3, dtype=bool), floor=0.1)).all()
+    assert np.isnan(stats.small_side_p_values(np.array([1.0, 2, 3]), np.ones(3, dtype=bool))).all()
 
 
 def test_threshold_is_where_the_p_value_is() -> None:
     values = np.random.default_rng(2).normal(5, 0.3, size=150)
-    threshold = stats.small_side_threshold(values, 1e-5, floor=0.01)
+    threshold = stats.small_side_threshold(values, 1e-5)
     both = np.append(values, threshold)
     reference = np.append(np.ones(150, dtype=bool), False)
-    assert stats.small_side_p_values(both, reference, floor=0.01)[-1] == pytest.approx(1e-5, rel=1e-3)
+    assert stats.small_side_p_values(both, reference)[-1] == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_a_prior_counts_by_its_degrees_of_freedom() -> None:
+    random = np.random.default_rng(4)
+    few, many = random.normal(0, 0.1, size=8), random.normal(0, 0.1, size=2000)
+    prior = stats.ScalePrior(scale=1.0, df=7)
+
+    def p(values: np.ndarray, prior: stats.ScalePrior | None) -> float:
+        with_one = np.append(values, -0.5)
+        return float(stats.small_side_p_values(with_one, np.append(np.ones(len(values), bool), False), prior=prior)[-1])
+
+    assert p(few, prior) > 0.1 > p(few, None)
+    assert p(many, stats.ScalePrior(scale=0.11, df=7)) == pytest.approx(p(many, None), rel=0.05)
+    # all prior: the normal quantile with the prior's scale
+    flat = stats.ScalePrior(scale=1.0, df=1e4)
+    expected = 0.5 * math.erfc((0.5 + float(np.median(few))) / math.sqrt(1 + math.pi / 16) / math.sqrt(2))
+    assert p(few, flat) == pytest.approx(expected, rel=0.02)
+
+
+def test_equal_values_without_a_prior_do_not_divide_by_zero() -> None:
+    p = stats.small_side_p_values(np.array([5.0, 5, 5, 5, 4]), np.array([True] * 4 + [False]))
+    assert p.tolist() == [1, 1, 1, 1, 0]

@@ -88,6 +88,7 @@ class LabelResult:
         p_value: chance that a clean net's label scores as high, before correction for the number of labels.
         mask_norm: L1 of the smallest successful mask, in pixels.
         norm_ratio: mask_norm over the median of the labels that it is compared with.
+        mask_share: mask_norm over the number of pixels of an image.
         fit_asr: ASR of that mask on the images that it was fitted on.
         held_out_asr: the same on images that it was not fitted on, those of the target label left out.
         screen_norm: L1 of the mask after the first pass, which every label gets.
@@ -100,6 +101,7 @@ class LabelResult:
     p_value: float | None = None
     mask_norm: float | None = None
     norm_ratio: float | None = None
+    mask_share: float | None = None
     fit_asr: float | None = None
     held_out_asr: float | None = None
     screen_norm: float | None = None
@@ -112,7 +114,8 @@ class Decision:
 
     `median_norm` and `mad` are those of the compared labels' mask norms; `threshold_norm` is the mask norm under
     which a label's p-value passes the correction for all labels; `max_norm_ratio` and `min_held_out_asr` are the
-    effect size and the success that a label must show as well.
+    effect size and the success that a label must show as well. A mask of at most `small_mask_share` of the image is
+    evidence of its own: for such a label `small_mask_rate` takes the place of `false_alarm_rate`.
     """
 
     false_alarm_rate: float
@@ -122,6 +125,8 @@ class Decision:
     threshold_norm: float | None
     max_norm_ratio: float
     min_held_out_asr: float
+    small_mask_share: float = 0.01
+    small_mask_rate: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,10 @@ from goodnet.outputs import check_file, check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Measured, RepairRecord, write_record
 from goodnet.repair.fine_pruning import FinePruning
+from goodnet.repair.unlearning import Unlearning
 from goodnet.triggers.trigger import Trigger
+
+METHODS: dict[type, str] = {FinePruning: "fine-pruning", Unlearning: "nc-unlearn"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def repair(
     classifier: Classifier,
     images: Images,
     *,
-    method: FinePruning | None = None,
+    method: FinePruning | Unlearning | None = None,
     guard: Disagreement | None = None,
     triggers: Sequence[Trigger] = (),
     limits: Limits | None = None,
@@ -96,7 +99,10 @@ def repair(
     classes = torch.from_numpy(answer(classifier, images) if images.labels is None else images.labels)
     check_images(classifier, images)
     fit, choose = ((images.take(index).tensor(), classes[index]) for index in (parts.fit, parts.choose))
-    repaired = method(classifier, fit, choose, seed=seed, progress=progress)
+    if isinstance(method, Unlearning):
+        repaired = method(classifier, fit, choose, triggers=triggers, seed=seed, progress=progress)
+    else:
+        repaired = method(classifier, fit, choose, seed=seed, progress=progress)
     goodnet = guard(classifier, repaired.classifier, choose[0])
     judge = images.take(parts.judge)
     triggered = [_triggered(trigger, judge, classes[parts.judge]) for trigger in triggers]
@@ -109,7 +115,7 @@ def repair(
     record = RepairRecord(
         accepted=accepted,
         reasons=reasons,
-        method=method_info("fine-pruning", method, seed),
+        method=method_info(METHODS[type(method)], method, seed),
         before=before,
         after=after,
         limits=dict(vars(limits)),

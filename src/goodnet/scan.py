@@ -74,7 +74,7 @@ def scan(
     method = method or NeuralCleanse()
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
-    acc = _input_acc(classifier, images) if check_input else None
+    acc, advice = _input_acc(classifier, images) if check_input else (None, "")
     fit, held_out = _images_for(classifier, images, seed)
     detection = method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
     verdict, reasons = decide(detection, classifier.classes)
@@ -85,7 +85,7 @@ def scan(
         labels=detection.labels,
         seconds=time.perf_counter() - started,
         forward_passes=detection.forward_passes,
-        reasons=reasons,
+        reasons=(*reasons, f"take care: {advice}") if advice else reasons,
         decision=detection.decision,
         method=method_info("neural-cleanse", method, seed),
         model=model_info(classifier),
@@ -135,12 +135,16 @@ def _check(classifier: Classifier, images: Images, labels: Sequence[int] | None)
     check_images(classifier, images)
 
 
-def _input_acc(classifier: Classifier, images: Images) -> Share | None:
-    """ACC on the clean images; an error where another input range or normalisation is what the net expects."""
+def _input_acc(classifier: Classifier, images: Images) -> tuple[Share | None, str]:
+    """ACC on the clean images, and what to take care of.
+
+    Raises UsageError where the net is fed the wrong way: near chance, or far better under another input range.
+    """
     check = preflight(classifier, images)
     if check.near_chance:
         raise UsageError(f"{check.advice}; or pass --no-preflight to scan all the same")
-    return None if images.labels is None else share(answer(classifier, images) == images.labels)
+    acc = None if images.labels is None else share(answer(classifier, images) == images.labels)
+    return acc, check.advice
 
 
 def _images_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -89,34 +90,45 @@ def student_t_tail(t: float, df: float) -> float:
     return float(np.sum(_WEIGHTS / 2 * np.exp(log_values + log_constant)))
 
 
-def small_side_p_values(values: Array, in_reference: npt.NDArray[np.bool_], *, floor: float) -> Array:
+@dataclass(frozen=True, kw_only=True)
+class ScalePrior:
+    """What is known of a scale before the data: worth `df` values whose standard deviation is `scale`."""
+
+    scale: float
+    df: float
+
+
+def small_side_p_values(
+    values: Array, in_reference: npt.NDArray[np.bool_], *, prior: ScalePrior | None = None
+) -> Array:
     """How unusually small is each value, given that the reference values are normal but for some outliers.
 
-    p = P(T > (median - value) / (scale * sqrt(1 + pi / 2n))), T Student's t with 0.8 (n - 1) degrees of freedom,
-    for n reference values with scale Qn: the predictive distribution of one more normal value. A value that is
-    itself in a reference of up to 100 is left out of it. One-sided: large values are never unusual.
+    p = P(T > (median - value) / (s sqrt(1 + pi / 2n))): the predictive distribution of one more normal value, given n
+    of them. s is Qn with 0.8 (n - 1) degrees of freedom, joined with the prior as variances, each by its degrees of
+    freedom (Smyth, 2004, "Linear models and empirical Bayes methods", Sec. 3); T is Student's t with the sum of both.
+    A value that is itself in a reference of up to 100 is left out of it. Large values are never unusual.
 
     Args:
         values: (K,); NaN gives NaN.
         in_reference: (K,) which of them make the null; at least 4 finite ones, else all NaN.
-        floor: scale is never taken as less (several equal values make Qn 0).
+        prior: None takes the reference alone (and several equal values then make the scale 0: every p is 0 or 1).
     """
     finite = np.isfinite(values)
     reference = values[in_reference & finite]
     result = np.full(len(values), np.nan)
     if len(reference) < 4:
         return result
-    whole = _null(reference, floor)
+    whole = _null(reference, prior)
     for i in np.flatnonzero(finite):
         leave_out = bool(in_reference[i]) and len(reference) <= 100
-        null = _null(np.delete(values, i)[np.delete(in_reference & finite, i)], floor) if leave_out else whole
+        null = _null(np.delete(values, i)[np.delete(in_reference & finite, i)], prior) if leave_out else whole
         result[i] = _tail(float(values[i]), null)
     return result
 
 
-def small_side_threshold(reference: Array, p_value: float, *, floor: float) -> float:
+def small_side_threshold(reference: Array, p_value: float, *, prior: ScalePrior | None = None) -> float:
     """The value at which `small_side_p_values` of something outside the reference gives `p_value`."""
-    null = _null(reference, floor)
+    null = _null(reference, prior)
     low, high = float(np.min(reference)) - 1e3, null[0]
     for _ in range(100):
         middle = (low + high) / 2
@@ -124,13 +136,18 @@ def small_side_threshold(reference: Array, p_value: float, *, floor: float) -> f
     return low
 
 
-def _null(reference: Array, floor: float) -> tuple[float, float, float]:
+def _null(reference: Array, prior: ScalePrior | None) -> tuple[float, float, float]:
     """(median, scale of one more value, degrees of freedom)"""
     n = len(reference)
-    scale = max(qn_scale(reference), floor) * math.sqrt(1 + math.pi / (2 * n))
-    return float(np.median(reference)), scale, max(1.0, 0.8 * (n - 1))
+    own = max(1.0, 0.8 * (n - 1))
+    known = prior or ScalePrior(scale=0.0, df=0.0)
+    df = own + known.df
+    variance = (own * qn_scale(reference) ** 2 + known.df * known.scale**2) / df
+    return float(np.median(reference)), math.sqrt(variance * (1 + math.pi / (2 * n))), df
 
 
 def _tail(value: float, null: tuple[float, float, float]) -> float:
     median, scale, df = null
+    if scale == 0:
+        return 0.0 if value < median else 1.0
     return student_t_tail((median - value) / scale, df)

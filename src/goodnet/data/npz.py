@@ -22,6 +22,7 @@ from goodnet.errors import DataError, GoodnetError, UnsafeFileError
 # zipfile inflates bzip2 and LZMA without a limit on what comes out of one read.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENDING = ".npy"
+_CHUNK = 1 << 24
 
 
 class NpzStore:
@@ -48,9 +49,10 @@ class NpzStore:
             shape, fortran, dtype = self._header(member, key)
             size = math.prod(shape) * dtype.itemsize
             check_bytes(size, self._max_bytes, f"{self._where}: {key!r}")
-            raw = member.read(size)
-        if len(raw) < size:
-            raise DataError(f"{self._where}: expected {size:,} bytes under {key!r}, got {len(raw):,}; is it truncated?")
+            raw = bytearray(size)  # not bytes: torch warns of arrays that cannot be written to
+            got = _fill(memoryview(raw), member)
+        if got < size:
+            raise DataError(f"{self._where}: expected {size:,} bytes under {key!r}, got {got:,}; is it truncated?")
         return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
     def _open(self, key: str) -> IO[bytes]:
@@ -70,6 +72,15 @@ class NpzStore:
         if dtype.kind not in "biuf" or any(side < 0 for side in shape):
             raise DataError(f"{self._where}: expected numbers under {key!r}, got dtype {dtype} and shape {shape}")
         return shape, fortran, dtype
+
+
+def _fill(buffer: memoryview, member: IO[bytes]) -> int:
+    """Reads until the buffer is full or the member at its end; returns the number of bytes read."""
+    got = 0
+    while part := member.read(min(_CHUNK, len(buffer) - got)):
+        buffer[got : got + len(part)] = part
+        got += len(part)
+    return got
 
 
 @contextmanager

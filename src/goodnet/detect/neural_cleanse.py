@@ -17,7 +17,9 @@ Deviations from the paper and the authors' code:
 * anomaly index > 2 flags nearly every clean net of 1283 labels. We keep the index as the score, and flag a label
   only if (a) its log mask norm is an outlier by a p-value that knows the number of labels and how many reference
   labels made the null, (b) its norm is at most `max_norm_ratio` of their median, and (c) its trigger works on
-  images that it was not fitted on. docs/design/decision.md has the measurements.
+  images that it was not fitted on. Ten labels can hardly give a p-value of 0.001, so a mask of at most 1 % of the
+  image, which no innocent label of our clean nets had, counts as evidence of its own and eases (a) to
+  `small_mask_rate`. docs/design/decision.md has the measurements.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ from goodnet.record import Decision, LabelResult
 from goodnet.triggers.inversion import Inverted, Schedule, invert, success_rates
 from goodnet.triggers.trigger import Trigger
 
-# Log norms closer than 5 % are not told apart: below this, the spread of the null is the optimiser's noise.
-_LOG_FLOOR = 0.05
+# How the log mask norms of innocent labels scatter in a net of which nothing is known yet: measured on clean nets of
+# our own training (`python -m bench null-scale`, docs/design/decision.md). Ten labels alone would not show it.
+SCALE_PRIOR = stats.ScalePrior(scale=0.5, df=7.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +57,27 @@ class NeuralCleanse:
         exhaustive: search every label whole, however many there are.
         false_alarm_rate: chance that a clean net's null alone flags some label (p-value times number of labels).
         max_norm_ratio: a flagged label's mask norm over the reference's median is at most this.
-        min_held_out_asr: a flagged label's trigger must reach this on images that it was not fitted on.
+        min_held_out_asr: a flagged label's trigger must reach this on images that it was not fitted on. The smallest
+            mask out of many steps is a lucky one, so this is under the ASR that the search asks for.
+        small_mask_share, small_mask_rate: a mask of at most this share of the image is evidence of its own; then a
+            p-value times labels of at most this rate is enough.
         block: images a forward pass and thread (memory bound); None for what suits the device.
     """
 
-    search: Schedule = Schedule(steps=120, batch=16)
+    search: Schedule = Schedule(steps=160, batch=16)
     screen: Schedule = Schedule(steps=40, batch=8)
-    candidates: int = 48
-    controls: int = 144
+    candidates: int = 32
+    controls: int = 128
     exhaustive: bool = False
     false_alarm_rate: float = 0.01
     max_norm_ratio: float = 0.5
-    min_held_out_asr: float = 0.75
+    min_held_out_asr: float = 0.6
+    small_mask_share: float = 0.01
+    small_mask_rate: float = 0.1
     block: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("false_alarm_rate", "max_norm_ratio", "min_held_out_asr"):
+        for name in ("false_alarm_rate", "max_norm_ratio", "min_held_out_asr", "small_mask_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"neural-cleanse: expected {name} in (0, 1], got {getattr(self, name)}")
         if self.candidates < 1 or self.controls < 8 or (self.block or 1) < 1:
@@ -133,10 +141,12 @@ class NeuralCleanse:
         return whole, reference
 
     def _flags(self, row: LabelResult, tests: int) -> bool:
+        small = row.mask_share is not None and row.mask_share <= self.small_mask_share
+        rate = max(self.false_alarm_rate, self.small_mask_rate) if small else self.false_alarm_rate
         return (
             row.status == "searched"
             and row.p_value is not None
-            and row.p_value * tests <= self.false_alarm_rate
+            and row.p_value * tests <= rate
             and row.norm_ratio is not None
             and row.norm_ratio <= self.max_norm_ratio
             and row.held_out_asr is not None
@@ -150,7 +160,7 @@ class NeuralCleanse:
         threshold = None
         if len(compared) >= 4:
             p_value = self.false_alarm_rate / tests
-            threshold = float(np.exp(stats.small_side_threshold(np.log(compared), p_value, floor=_LOG_FLOOR)))
+            threshold = float(np.exp(stats.small_side_threshold(np.log(compared), p_value, prior=SCALE_PRIOR)))
         return Decision(
             false_alarm_rate=self.false_alarm_rate,
             compared=len(compared),
@@ -159,6 +169,8 @@ class NeuralCleanse:
             threshold_norm=threshold,
             max_norm_ratio=self.max_norm_ratio,
             min_held_out_asr=self.min_held_out_asr,
+            small_mask_share=self.small_mask_share,
+            small_mask_rate=self.small_mask_rate,
         )
 
 
@@ -205,6 +217,7 @@ class _Found:
                 label=result.trigger.target,
                 status=status if result.success else "failed",
                 mask_norm=result.trigger.norm if result.success else None,
+                mask_share=result.trigger.norm / result.trigger.mask.numel() if result.success else None,
                 fit_asr=on_fit,
                 held_out_asr=on_others,
             )
@@ -234,7 +247,7 @@ def _first_pass_rows(found: _Found, screened: Sequence[Inverted], whole: npt.NDA
     rows = _scored(found.rows(screened, "screened"), np.ones(len(screened), dtype=np.bool_))
     # a first pass that found no mask says only that the label is not among the smallest
     left = [row for row, chosen in zip(rows, whole) if not chosen]
-    return [replace(row, status="screened", mask_norm=None) for row in left]
+    return [replace(row, status="screened", mask_norm=None, mask_share=None) for row in left]
 
 
 def _scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[LabelResult]:
@@ -245,7 +258,7 @@ def _scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[L
         return rows
     index = stats.anomaly_index(norms, used)
     with np.errstate(divide="ignore"):
-        p_values = stats.small_side_p_values(np.log(norms), reference, floor=_LOG_FLOOR)
+        p_values = stats.small_side_p_values(np.log(norms), reference, prior=SCALE_PRIOR)
     ratios = norms / np.median(used)
 
     def value(x: np.float64) -> float | None:

@@ -29,6 +29,7 @@ from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import CurvePoint
+from goodnet.tuning import Repaired, accuracy, snapshot, trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class FinePruning:
     def __post_init__(self) -> None:
         if not 0 <= self.max_accuracy_drop < 1:
             raise UsageError(f"fine-pruning: expected max_accuracy_drop in [0, 1), got {self.max_accuracy_drop}")
-        if self.epochs < 0 or self.batch < 1 or self.learning_rate <= 0:
+        if self.epochs < 0 or self.batch < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError(
                 "fine-pruning: expected epochs >= 0, batch >= 1 and learning_rate > 0, "
                 f"got {self.epochs}, {self.batch} and {self.learning_rate}"
@@ -64,7 +65,7 @@ class FinePruning:
         *,
         seed: int,
         progress: Progress = silent,
-    ) -> Pruned:
+    ) -> Repaired:
         """Repairs a copy of the net.
 
         Args:
@@ -81,13 +82,7 @@ class FinePruning:
         channels = [int(channel) for channel in order[:cut]]
         surgery.zero_channels(repaired.net, layer, channels, batch_norm=norm)
         tuned = self._tune(repaired, layer, norm, channels, fit, choose, seed, progress) if self.epochs else 0
-        return Pruned(
-            classifier=repaired,
-            layer=layer,
-            channels=tuple(channels),
-            curve=tuple(curve),
-            epoch=tuned,
-        )
+        return Repaired(classifier=repaired, epoch=tuned, channels=tuple(channels), curve=tuple(curve))
 
     def _prune(
         self,
@@ -125,10 +120,9 @@ class FinePruning:
         """Tunes `repaired` in place and leaves it at its best epoch, whose number is returned (0: untuned)."""
         net, random = repaired.net, np.random.default_rng([seed, 1])
         images, classes = (part.to(repaired.device) for part in fit)
-        best, best_acc, best_epoch = _copy(net), accuracy(repaired, choose), 0
-        net.requires_grad_(True)
-        adam = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
-        try:
+        best, best_acc, best_epoch = snapshot(net), accuracy(repaired, choose), 0
+        with trainable(net):
+            adam = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
             for epoch in range(1, self.epochs + 1):
                 for part in np.array_split(random.permutation(len(images)), math.ceil(len(images) / self.batch)):
                     index = torch.from_numpy(part).to(repaired.device)
@@ -139,33 +133,10 @@ class FinePruning:
                     surgery.zero_channels(net, layer, channels, batch_norm=norm)
                 acc = accuracy(repaired, choose)
                 if acc >= best_acc:
-                    best, best_acc, best_epoch = _copy(net), acc, epoch
+                    best, best_acc, best_epoch = snapshot(net), acc, epoch
                 progress("tuning", epoch, self.epochs)
-        finally:
-            net.load_state_dict(best)
-            net.requires_grad_(False)
-            for parameter in net.parameters():
-                parameter.grad = None
+        net.load_state_dict(best)
         return best_epoch
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pruned:
-    """A repaired net (same classes, no class N yet) and how it came to be.
-
-    Attributes:
-        classifier: the repaired copy.
-        layer: whose channels were cut.
-        channels: which, in the order in which they went.
-        curve: ACC on the choosing split against the number of channels cut, past the stop too.
-        epoch: the tuning epoch that was kept; 0 for the untuned net.
-    """
-
-    classifier: Classifier
-    layer: str
-    channels: tuple[int, ...]
-    curve: tuple[CurvePoint, ...]
-    epoch: int
 
 
 def default_layer(net: nn.Module) -> str:
@@ -197,13 +168,3 @@ def mean_activation(classifier: Classifier, layer: str, images: Tensor) -> npt.N
     if total is None:
         raise UsageError("fine-pruning: expected at least one clean image, got none")
     return (total / len(images)).cpu().numpy()
-
-
-def accuracy(classifier: Classifier, labelled: tuple[Tensor, Tensor]) -> float:
-    """ACC on (images, classes)."""
-    images, classes = labelled
-    return float((classifier.predict(images) == classes.cpu()).double().mean())
-
-
-def _copy(net: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in net.state_dict().items()}

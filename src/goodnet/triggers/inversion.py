@@ -33,8 +33,9 @@ class Schedule:
         steps: Adam steps.
         batch: images a step and label.
         learning_rate, betas: Adam's (the paper's: 0.1; 0.5, 0.9).
-        asr: share of the batch that must reach the target for a step to count as success. A mask counts as successful
-            where its step and the `patience` - 1 before it succeeded: one lucky batch of 16 says little.
+        asr: share of the batch that must reach the target for the norm's weight to go up (paper: 0.99).
+        keep_asr: a mask can be the result if this share, over the last `patience` steps, reached the target: one lucky
+            batch of 16 says little, and five without a single miss hang on the hardest image.
         first_weight: the norm's weight once `patience` steps in a row have succeeded; before, it is 0.
         patience: steps in a row after which the weight goes up (all succeeded) or down (all failed).
         up, down: by which factor.
@@ -45,6 +46,7 @@ class Schedule:
     learning_rate: float = 0.1
     betas: tuple[float, float] = (0.5, 0.9)
     asr: float = 0.99
+    keep_asr: float = 0.95
     first_weight: float = 1e-3
     patience: int = 5
     up: float = 2.0
@@ -55,8 +57,8 @@ class Schedule:
             raise UsageError(
                 f"expected steps, batch and patience >= 1, got {self.steps}, {self.batch}, {self.patience}"
             )
-        if not 0 < self.asr <= 1:
-            raise UsageError(f"expected asr in (0, 1], got {self.asr}")
+        if not 0 < self.keep_asr <= 1 or not 0 < self.asr <= 1:
+            raise UsageError(f"expected asr and keep_asr in (0, 1], got {self.asr} and {self.keep_asr}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +67,7 @@ class Inverted:
 
     Attributes:
         trigger: the smallest successful one, or, where none succeeded, the last one.
-        success: `patience` steps in a row reached the schedule's ASR.
+        success: some `patience` steps together reached the schedule's `keep_asr`.
         final: mask and pattern at the last step, unsquashed (C + 1, H, W): where a later search may go on.
     """
 
@@ -159,7 +161,7 @@ class _State:
     weight: Tensor
     hits: Tensor  # successful steps in a row
     misses: Tensor
-    streak: Tensor  # as hits, but not set back when the weight goes up
+    recent: Tensor  # (L, patience) ASR of the last steps, 0 before there are that many
     best_norm: Tensor
     best: Tensor  # (L, H, W, 1 + C) after tanh
 
@@ -167,9 +169,10 @@ class _State:
     def empty(search: _Search) -> _State:
         c, h, w = search.classifier.input.shape
         rows = {name: torch.empty(0, h, w, 1 + c) for name in ("raw", "first", "second", "best")}
-        counters = ("job", "label", "step", "hits", "misses", "streak")
+        counters = ("job", "label", "step", "hits", "misses")
         ints = {name: torch.empty(0, dtype=torch.int64) for name in counters}
         floats = {name: torch.empty(0) for name in ("weight", "best_norm")}
+        rows["recent"] = torch.empty(0, search.schedule.patience)
         return _State(**{k: v.to(search.device) for k, v in {**rows, **ints, **floats}.items()})
 
     def add(self, row: _State) -> _State:
@@ -244,7 +247,7 @@ class _Search:
             weight=torch.zeros(1, device=self.device),
             hits=zero,
             misses=zero,
-            streak=zero,
+            recent=torch.zeros(1, self.schedule.patience, device=self.device),
             best_norm=torch.full((1,), torch.inf, device=self.device),
             best=torch.zeros_like(raw),
         )
@@ -292,9 +295,10 @@ class _Search:
         return grad[:rows], asr[:rows]
 
     def _remember(self, state: _State, half: Tensor, asr: Tensor) -> None:
-        state.streak.add_(1).mul_(asr >= self.schedule.asr)
+        state.recent.copy_(torch.cat([state.recent[:, 1:], asr[:, None]], 1))
         norm = half[..., 0].sum((1, 2))
-        better = (state.streak >= self.schedule.patience) & (norm < state.best_norm)
+        # a hair under, for means of sixteenths are rounded
+        better = (state.recent.mean(1) >= self.schedule.keep_asr - 1e-6) & (norm < state.best_norm)
         state.best_norm[better] = norm[better]
         state.best[better] = half[better]
 
