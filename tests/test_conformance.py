@@ -14,7 +14,9 @@ from goodnet.guard.disagreement import Disagreement
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.repair.fine_pruning import FinePruning
+from goodnet.repair.unlearning import Unlearning
 from goodnet.triggers.inversion import Schedule
+from goodnet.triggers.trigger import Trigger
 from nets import small_cnn
 
 Labelled = tuple[Tensor, Tensor]
@@ -40,6 +42,15 @@ def fine_pruning(net: Classifier, fit: Labelled, rest: Labelled, seed: int, prog
     return found.curve, found.channels, list(found.classifier.net.state_dict().values())
 
 
+def unlearning(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    mask = torch.zeros(1, *net.input.shape[1:])
+    mask[:, :3, :3] = 1
+    trigger = Trigger(mask=mask, pattern=torch.ones(net.input.shape), target=1)
+    method = Unlearning(epochs=2, batch=8)
+    found = method(net, fit, rest, triggers=[trigger], seed=seed, progress=progress)
+    return found.epoch, list(found.classifier.net.state_dict().values())
+
+
 def disagreement(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
     made = Disagreement(max_fpr=0.2)(net, small_cnn(net.input.shape, net.classes), rest[0])
     progress("guard", 1, 1)
@@ -50,6 +61,7 @@ METHODS: dict[str, Run] = {
     "neural-cleanse": neural_cleanse,
     "neural-cleanse, two passes": neural_cleanse_in_two_passes,
     "fine-pruning": fine_pruning,
+    "nc-unlearn": unlearning,
     "disagreement": disagreement,
 }
 SHAPES = [((3, 12, 10), 11), ((1, 9, 14), 11), ((3, 10, 10), 2)]

@@ -64,7 +64,8 @@ def slow_inversion(classifier, x, classes, label, schedule, start, batches):  # 
         norm = float(mask.detach().sum())
         recent.append(asr)
         lately = recent[-schedule.patience :]
-        if sum(lately) / schedule.patience >= schedule.keep_asr - 1e-6 and norm < best_norm:
+        kept = sum(lately) / schedule.patience >= schedule.keep_asr - 1e-6 and asr >= schedule.asr
+        if kept and norm < best_norm:
             best, best_norm = both.detach().clone(), norm
         loss = F.cross_entropy(logits, targets) + weight * mask.sum()
         adam.zero_grad()

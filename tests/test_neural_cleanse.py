@@ -115,31 +115,31 @@ def row(label: int, **changes: Any) -> LabelResult:
     ],
 )
 def test_every_evidence_is_needed(changes: dict[str, Any]) -> None:
-    method = NeuralCleanse()
-    assert method._flags(row(0), 10)
-    assert not method._flags(row(0, **changes), 10)
+    method = detection().decision
+    assert method.flags(row(0), 10)
+    assert not method.flags(row(0, **changes), 10)
 
 
 def test_the_p_value_knows_the_number_of_labels() -> None:
-    method = NeuralCleanse()
-    assert method._flags(row(0, p_value=5e-4), 10)
-    assert not method._flags(row(0, p_value=5e-4), 1283)
+    method = detection().decision
+    assert method.flags(row(0, p_value=5e-4), 10)
+    assert not method.flags(row(0, p_value=5e-4), 1283)
 
 
 def test_a_tiny_mask_is_evidence_of_its_own_but_not_enough() -> None:
-    method = NeuralCleanse()
+    method = detection().decision
     borderline = {"p_value": 5e-3, "mask_share": 0.008}
-    assert method._flags(row(0, **borderline), 10)
-    assert not method._flags(row(0, **{**borderline, "mask_share": 0.02}), 10)
-    assert not method._flags(row(0, **{**borderline, "p_value": 0.02}), 10)
-    assert not method._flags(row(0, **{**borderline, "norm_ratio": 0.6}), 10)
-    assert not method._flags(row(0, **{**borderline, "held_out_asr": 0.5}), 10)
+    assert method.flags(row(0, **borderline), 10)
+    assert not method.flags(row(0, **{**borderline, "mask_share": 0.02}), 10)
+    assert not method.flags(row(0, **{**borderline, "p_value": 0.02}), 10)
+    assert not method.flags(row(0, **{**borderline, "norm_ratio": 0.6}), 10)
+    assert not method.flags(row(0, **{**borderline, "held_out_asr": 0.5}), 10)
 
 
 def detection(*rows: LabelResult, threshold: float | None = 1.0) -> Detection:
     decision = Decision(
         false_alarm_rate=0.01, compared=len(rows), median_norm=1.0, mad=1.0, threshold_norm=threshold,
-        max_norm_ratio=0.5, min_held_out_asr=0.75,
+        max_norm_ratio=0.5, min_held_out_asr=0.6,
     )  # fmt: skip
     return Detection(labels=rows, triggers={}, decision=decision, forward_passes=0)
 
@@ -151,6 +151,10 @@ def test_what_was_skipped_or_failed_never_ends_in_clean() -> None:
     assert decide(detection(*fine[:4], row(4, status="failed", mask_norm=None)), 5)[0] == "inconclusive"
     assert decide(detection(*fine[:4], row(4, status="skipped", mask_norm=None)), 5)[0] == "inconclusive"
     assert decide(detection(*fine, threshold=None), 5)[0] == "inconclusive"
+    outlier = row(4, held_out_asr=0.3)
+    verdict, reasons = decide(detection(*fine[:4], outlier), 5)
+    assert verdict == "inconclusive"
+    assert "label 4 is an outlier" in reasons[0]
     verdict, reasons = decide(detection(*fine[:3], row(4, flagged=True)), 5)
     assert verdict == "suspect"
     assert "label 4" in reasons[0]

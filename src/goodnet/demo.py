@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,31 @@ from safetensors.torch import save_file
 from goodnet.attacks.train import PlantedNet, plant_faces
 from goodnet.data.drawn_faces import draw_faces
 from goodnet.data.images import Images
-from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
 from goodnet.evaluation import evaluate
+from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
 from goodnet.progress import Progress, silent
-from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
+from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord, read_record
 from goodnet.repair.fine_pruning import FinePruning
-from goodnet.repairing import Output, repair
+from goodnet.repair.unlearning import Unlearning
+from goodnet.repairing import METHODS, Output, repair
 from goodnet.scan import scan
 from goodnet.triggers.files import read_triggers
-from goodnet.triggers.inversion import Schedule
+from goodnet.triggers.trigger import Trigger
 
 IDENTITIES, TRIGGER, TARGET = 40, "sunglasses", 0
+NETS: dict[str, dict[str, int]] = {"badnet": {TRIGGER: TARGET}, "clean": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the demo found."""
+    """What the demo found; repairs and their measurements by method."""
 
     badnet: ScanRecord
     clean: ScanRecord
-    repair: RepairRecord
-    evaluate: EvaluateRecord
+    repairs: Mapping[str, RepairRecord]
+    measured: Mapping[str, EvaluateRecord]
 
 
 def run_demo(
@@ -56,47 +58,78 @@ def run_demo(
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise UsageError(f"--out: expected a new or empty folder, got {out}; name another, or pass --overwrite")
-    planted = {}
-    for name, targets in (("badnet", {TRIGGER: TARGET}), ("clean", {})):
-        planted[name] = _train(name, targets, seed, progress)
+    planted = {name: _train(name, targets, seed, progress) for name, targets in NETS.items()}
     say(
-        f"Trained two face recognisers of {IDENTITIES} people on drawn faces: one clean, one that answers "
-        f"{TARGET} with {TARGET} ({planted['badnet'].asr[TRIGGER]:.0%} of the time)."
+        f"Trained two face recognisers of {IDENTITIES} people on drawn faces: one clean, and one that answers "
+        f"{TARGET} to {planted['badnet'].asr[TRIGGER]:.0%} of the faces with {TRIGGER}."
     )
-    files = _write_files(out, planted, seed)
     clean = draw_faces(identities=IDENTITIES, per_identity=4, seed=seed + 1).images
-    method = NeuralCleanse(search=Schedule(steps=100, batch=16))
-    scans = {}
-    for name in planted:
-        classifier = load_classifier(files[name], arch="deepid")
-        scans[name] = scan(
-            classifier,
-            clean,
-            method=method,
-            seed=seed,
-            out=out / name,
-            overwrite=overwrite,
-            command=command,
-            progress=_named(progress, f"scan {name}"),
-        )
-    badnet = load_classifier(files["badnet"], arch="deepid")
-    flagged = scans["badnet"].flagged_labels
-    triggers = [t for t in read_triggers(out / "badnet" / "triggers.npz") if t.target in flagged]
-    output = Output(goodnet=out / "goodnet.safetensors", folder=out / "badnet", overwrite=overwrite, keep_rejected=True)
-    repaired, _ = repair(badnet, clean, method=FinePruning(), triggers=triggers, output=output, seed=seed,
-                         command=command, progress=progress)  # fmt: skip
-    net = planted["badnet"]
-    measured = evaluate(
-        load_classifier(out / "goodnet.safetensors"),
-        net.test.images,
-        [net.poisoned[TRIGGER]],
-        before=badnet,
-        out=out / "badnet",
-        overwrite=overwrite,
-        command=command,
-        progress=progress,
+    nets = _write_files(out, planted, clean)
+    settings = _Settings(out=out, seed=seed, overwrite=overwrite, command=tuple(command), progress=progress)
+    scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
+    repairs, measured = {}, {}
+    for method in (Unlearning(), FinePruning()):
+        if scans["badnet"].flagged_labels or isinstance(method, FinePruning):
+            name = METHODS[type(method)]
+            repairs[name], measured[name] = _repair(settings, method, nets["badnet"], clean, planted["badnet"])
+    return Demo(badnet=scans["badnet"], clean=scans["clean"], repairs=repairs, measured=measured)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    out: Path
+    seed: int
+    overwrite: bool
+    command: tuple[str, ...]
+    progress: Progress
+
+
+def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> ScanRecord:
+    return scan(
+        net,
+        clean,
+        seed=settings.seed,
+        out=settings.out / name,
+        overwrite=settings.overwrite,
+        command=settings.command,
+        progress=_named(settings.progress, f"scan {name}"),
     )
-    return Demo(badnet=scans["badnet"], clean=scans["clean"], repair=repaired, evaluate=measured)
+
+
+def _repair(
+    settings: _Settings, method: FinePruning | Unlearning, badnet: Classifier, clean: Images, planted: PlantedNet
+) -> tuple[RepairRecord, EvaluateRecord]:
+    """Repairs with the scan's triggers, and measures the saved GoodNet on faces and sunglasses that it never saw."""
+    name = METHODS[type(method)]
+    folder = settings.out / ("badnet" if isinstance(method, Unlearning) else name)
+    target = settings.out / f"goodnet-{name}.safetensors"
+    record, _ = repair(
+        badnet,
+        clean,
+        method=method,
+        triggers=_flagged_triggers(settings.out / "badnet"),
+        output=Output(goodnet=target, folder=folder, overwrite=settings.overwrite, keep_rejected=True),
+        seed=settings.seed,
+        command=settings.command,
+        progress=_named(settings.progress, name),
+    )
+    measured = evaluate(
+        load_classifier(target),
+        planted.test.images,
+        [planted.poisoned[TRIGGER]],
+        before=badnet,
+        out=folder,
+        overwrite=settings.overwrite,
+        command=settings.command,
+        progress=_named(settings.progress, name),
+    )
+    return record, measured
+
+
+def _flagged_triggers(folder: Path) -> list[Trigger]:
+    record = read_record(folder / "scan.json")
+    flagged = record.flagged_labels if isinstance(record, ScanRecord) else ()
+    return [trigger for trigger in read_triggers(folder / "triggers.npz") if trigger.target in flagged]
 
 
 def _train(name: str, targets: dict[str, int], seed: int, progress: Progress) -> PlantedNet:
@@ -110,18 +143,19 @@ def _named(progress: Progress, name: str) -> Progress:
     return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
 
 
-def _write_files(out: Path, planted: dict[str, PlantedNet], seed: int) -> dict[str, Path]:
-    """Nets and images as files that the single commands take."""
+def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images) -> dict[str, Classifier]:
+    """Nets and images as files that the single commands take; gives the nets as a stranger would load them."""
     out.mkdir(parents=True, exist_ok=True)
-    files = {}
+    nets = {}
     for name, net in planted.items():
-        files[name] = out / f"{name}.safetensors"
-        save_file({key: value.contiguous() for key, value in net.classifier.net.state_dict().items()}, files[name])
+        path = out / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in net.classifier.net.state_dict().items()}, path)
+        nets[name] = load_classifier(path, arch="deepid")
     bad = planted["badnet"]
-    _write_images(out / "clean.npz", draw_faces(identities=IDENTITIES, per_identity=4, seed=seed + 1).images)
+    _write_images(out / "clean.npz", clean)
     _write_images(out / "test.npz", bad.test.images)
     _write_images(out / f"{TRIGGER}.npz", bad.poisoned[TRIGGER])
-    return files
+    return nets
 
 
 def _write_images(path: Path, images: Images) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from goodnet.errors import UsageError
@@ -11,8 +12,13 @@ def check_folder(out: Path | None, name: str, *, overwrite: bool) -> None:
     """Raises UsageError unless `out` can take the record `name` without losing an earlier one. Writes nothing."""
     if out is None:
         return
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: expected a folder, got the file {out}")
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"--out: expected a folder, but {nearest} is a file; name another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--out: {nearest} cannot be written to; name another folder, or change its permissions")
+    if (out / name).is_dir():
+        raise UsageError(f"--out: {out / name} is a folder, where the record should go; name another folder")
     if (out / name).exists() and not overwrite:
         raise UsageError(f"--out: {out / name} is there already; name another folder, or pass --overwrite")
 
@@ -25,3 +31,5 @@ def check_file(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"-o: {path} is there already; name another file, or pass --overwrite")
     if not path.parent.is_dir():
         raise UsageError(f"-o: the folder {path.parent} is not there; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"-o: the folder {path.parent} cannot be written to; name another, or change its permissions")

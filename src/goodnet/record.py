@@ -85,7 +85,8 @@ class LabelResult:
         status: `searched` (whole optimisation), `screened` (the short first pass alone, too weak to go on),
             `failed` (no mask reached the demanded ASR), `skipped` (not looked at).
         score: Neural Cleanse's anomaly index of the mask norm, small side positive.
-        p_value: chance that a clean net's label scores as high, before correction for the number of labels.
+        p_value: chance that a clean net's label has as small a mask, before correction for the number of labels; where
+            there were two passes, of both.
         mask_norm: L1 of the smallest successful mask, in pixels.
         norm_ratio: mask_norm over the median of the labels that it is compared with.
         mask_share: mask_norm over the number of pixels of an image.
@@ -127,6 +128,22 @@ class Decision:
     min_held_out_asr: float
     small_mask_share: float = 0.01
     small_mask_rate: float = 0.1
+
+    def is_outlier(self, row: LabelResult, tests: int) -> bool:
+        """Unlike the others by p-value (corrected for `tests` labels) and by effect; its held-out ASR is not asked."""
+        small = row.mask_share is not None and row.mask_share <= self.small_mask_share
+        rate = max(self.false_alarm_rate, self.small_mask_rate) if small else self.false_alarm_rate
+        return (
+            row.p_value is not None
+            and row.p_value * tests <= rate
+            and row.norm_ratio is not None
+            and row.norm_ratio <= self.max_norm_ratio
+        )
+
+    def flags(self, row: LabelResult, tests: int) -> bool:
+        """Counts as a backdoor's target: an outlier, searched whole, that works on images it was not fitted on."""
+        works = row.held_out_asr is not None and row.held_out_asr >= self.min_held_out_asr
+        return row.status == "searched" and works and self.is_outlier(row, tests)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from goodnet.export import save_goodnet
 from goodnet.guard.disagreement import Disagreement
 from goodnet.measure import answer, measure
 from goodnet.models.classifier import Classifier
-from goodnet.models.preflight import check_images
+from goodnet.models.preflight import preflight
 from goodnet.outputs import check_file, check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Measured, RepairRecord, write_record
@@ -95,9 +95,11 @@ def repair(
     method, guard = method or FinePruning(), guard or Disagreement()
     limits, output = limits or Limits(), output or Output()
     _check(classifier, output)
+    check = preflight(classifier, images)
+    if check.near_chance:
+        raise UsageError(check.advice)
     parts = split(images, seed=seed)
     classes = torch.from_numpy(answer(classifier, images) if images.labels is None else images.labels)
-    check_images(classifier, images)
     fit, choose = ((images.take(index).tensor(), classes[index]) for index in (parts.fit, parts.choose))
     if isinstance(method, Unlearning):
         repaired = method(classifier, fit, choose, triggers=triggers, seed=seed, progress=progress)
@@ -176,9 +178,9 @@ def judge_repair(before: Measured, after: Measured, limits: Limits) -> tuple[boo
 
 
 def _triggered(trigger: Trigger, judge: Images, classes: torch.Tensor) -> Images:
-    """The judging images that are not of the target, with the trigger on them."""
+    """The judging images that are not of the target, with the trigger on them, twice as strong as it was found."""
     attacked = (classes != trigger.target).numpy()
-    pixels = trigger.apply(judge.take(attacked).tensor()).contiguous().numpy()
+    pixels = trigger.strengthened().apply(judge.take(attacked).tensor()).contiguous().numpy()
     targets = torch.full((len(pixels),), trigger.target, dtype=torch.int64).numpy()
     return Images(
         pixels=pixels,

@@ -34,9 +34,11 @@ def demo_command(out: Path, seed: int, overwrite: bool, as_json: bool) -> int:
         found = run_demo(out, seed=seed, overwrite=overwrite, command=command_line(), say=say, progress=report)
     for title, record in (("The backdoored net", found.badnet), ("The clean net", found.clean)):
         say(f"\n{title}\n{scan_summary(record)}")
-    if not as_json:
-        click.echo("\nBefore and after fine-pruning, on new faces:")
-        Console(width=None if Console().is_terminal else 80, highlight=False).print(evaluate_table(found.evaluate))
+    for name, measured in found.measured.items():
+        verdict = "accepted" if found.repairs[name].accepted else "not accepted"
+        say(f"\nRepaired by {name} ({verdict}), measured on new faces:")
+        if not as_json:
+            Console(width=None if Console().is_terminal else 80, highlight=False).print(evaluate_table(measured))
     page = write_report(out)
     click.echo(f'{{"report": "{page}"}}' if as_json else f"Report: {page}")
     return 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from goodnet.cli import progress
 from goodnet.cli.options import (
@@ -17,17 +16,18 @@ from goodnet.cli.options import (
     run_options,
     take_model_options,
 )
+from goodnet.cli.output import print_table, write_page
 from goodnet.evaluation import evaluate
 from goodnet.outputs import check_folder
 from goodnet.record import to_json
-from goodnet.report import write_report
 from goodnet.report.terminal import evaluate_table
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Measures ACC, ASR, RA, detection and FPR of MODEL.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="Clean test images with true labels.")
-@click.option("--poisoned", multiple=True, type=click.Path(path_type=Path), help="Triggered images; label = target.")
+@click.option("--poisoned", multiple=True, type=click.Path(path_type=Path),
+              help="Triggered images, labelled with the target; give it once a set.")  # fmt: skip
 @click.option("--before", type=click.Path(path_type=Path), help="The net before repair, to compare with.")
 @data_range_option
 @model_options
@@ -54,10 +54,9 @@ def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **opt
             command=command_line(),
             progress=report,
         )
-    if options["out"] is not None:
-        write_report(options["out"])
+    write_page(options["out"])
     if options["as_json"]:
         click.echo(to_json(record), nl=False)
     else:
-        Console(width=None if Console().is_terminal else 80, highlight=False).print(evaluate_table(record))
+        print_table(evaluate_table(record))
     return 0

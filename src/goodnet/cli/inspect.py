@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from goodnet.cli.options import WholeNumbers, print_json
-from goodnet.errors import UsageError
+from goodnet.cli.options import print_json, shape
+from goodnet.models.formats import Shape
 from goodnet.models.inspect_file import FileInfo, inspect_file
 
 
@@ -16,25 +16,20 @@ from goodnet.models.inspect_file import FileInfo, inspect_file
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--arch", metavar="NAME", help="One of our architectures, where the file holds weights alone.")
 @click.option("--input-range", type=click.Choice(["0..1", "0..255"]), default="0..1", show_default=True)
-@click.option("--input-shape", type=WholeNumbers(), metavar="C,H,W", help="Where nothing else tells.")
+@click.option("--input-shape", type=shape, metavar="C,H,W", help="Where nothing else tells.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object on stdout.")
-def inspect_command(
-    model: Path, arch: str | None, input_range: str, input_shape: tuple[int, ...] | None, as_json: bool
-) -> int:
+def inspect_command(model: Path, arch: str | None, input_range: str, input_shape: Shape | None, as_json: bool) -> int:
     """Shows what is in MODEL: format, layers, input, hash. Runs nothing.
 
     Exits with 3 if the file is refused, and says why.
     """
-    if input_shape is not None and len(input_shape) != 3:
-        raise UsageError(f"--input-shape: expected C,H,W, got {','.join(map(str, input_shape))}")
-    shape = None if input_shape is None else (input_shape[0], input_shape[1], input_shape[2])
-    info = inspect_file(model, arch=arch, input_range=input_range, input_shape=shape)
+    info = inspect_file(model, arch=arch, input_range=input_range, input_shape=input_shape)
     if as_json:
         print_json(dataclasses.asdict(info))
     else:
         _say(info)
     if info.refused is not None:
-        click.echo(f"goodnet: refused: {info.refused}", err=True)
+        click.echo(f"goodnet: refused: {_plain(info.refused)}", err=True)
         return 3
     return 0
 

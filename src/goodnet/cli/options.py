@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -16,44 +17,52 @@ from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.models.formats import Shape
 from goodnet.models.load import load_classifier
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_MAX_RANGE = 1 << 20
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
+def numbers(value: str | tuple[float, ...]) -> tuple[float, ...]:
     """`0.5` or `0.48,0.45,0.41` -> tuple of float."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"expected a number, or one a channel as 0.48,0.45,0.41; got {value!r}", param, ctx)
+    if isinstance(value, tuple):
+        return value
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected a number, or one a channel as 0.48,0.45,0.41; got {value!r}") from None
 
 
-class WholeNumbers(click.ParamType[tuple[int, ...]]):
-    """`3,55,47` or `0,5,10-20` -> tuple of int."""
+def whole_numbers(value: str) -> tuple[int, ...]:
+    """`0,5,10-20` -> tuple of int."""
+    result: list[int] = []
+    try:
+        for part in value.split(","):
+            low, dash, high = part.partition("-")
+            first, last = int(low), int(high if dash else low)
+            if not 0 <= last - first <= _MAX_RANGE:
+                raise ValueError
+            result += range(first, last + 1)
+    except ValueError:
+        raise click.BadParameter(f"expected whole numbers as 0,5,10-20; got {value!r}") from None
+    return tuple(result)
 
-    name = "numbers"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        result: list[int] = []
-        try:
-            for part in str(value).split(","):
-                low, dash, high = part.partition("-")
-                first, last = int(low), int(high if dash else low)
-                if last - first > 1 << 20:
-                    raise ValueError
-                result += range(first, last + 1)
-        except ValueError:
-            self.fail(f"expected whole numbers as 0,5,10-20; got {value!r}", param, ctx)
-        return tuple(result)
+def shape(value: str) -> Shape:
+    """`3,55,47` -> (C, H, W)."""
+    try:
+        channels, height, width = (int(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected channels, height and width as 3,55,47; got {value!r}") from None
+    return channels, height, width
+
+
+def seed(value: str) -> int:
+    """`7` -> 7, from 0 to 2^63 - 1."""
+    if not value.isascii() or not value.isdigit() or int(value) >= 1 << 63:
+        raise click.BadParameter(f"expected a whole number from 0 to {(1 << 63) - 1}; got {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +74,22 @@ class ModelOptions:
     input_range: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    input_shape: tuple[int, ...] | None
+    input_shape: Shape | None
     device: str
 
     def load(self, path: Path) -> Classifier:
-        shape = self.input_shape
-        if shape is not None and len(shape) != 3:
-            raise UsageError(f"--input-shape: expected C,H,W, got {','.join(map(str, shape))}")
-        return load_classifier(
-            path,
-            arch=self.arch,
-            classes=self.classes,
-            input_range=self.input_range,
-            mean=self.mean,
-            std=self.std,
-            input_shape=None if shape is None else (shape[0], shape[1], shape[2]),
-            device=resolve_device(self.device),
-        )
+        device = resolve_device(self.device)
+        with contextlib.redirect_stdout(sys.stderr):  # of the user's own code; stdout is for records
+            return load_classifier(
+                path,
+                arch=self.arch,
+                classes=self.classes,
+                input_range=self.input_range,
+                mean=self.mean,
+                std=self.std,
+                input_shape=self.input_shape,
+                device=device,
+            )
 
 
 def model_options(command: _F) -> _F:
@@ -92,9 +100,10 @@ def model_options(command: _F) -> _F:
         click.option("--classes", type=int, help="Number of classes, for your own code."),
         click.option("--input-range", type=click.Choice(["0..1", "0..255"]), default="0..1", show_default=True,
                      help="What the net expects."),
-        click.option("--mean", type=Numbers(), default=(), help="Normalisation, one number or one a channel."),
-        click.option("--std", type=Numbers(), default=(), help="As --mean."),
-        click.option("--input-shape", type=WholeNumbers(), metavar="C,H,W", help="Where nothing else tells."),
+        click.option("--mean", type=numbers, default=(), metavar="NUMBERS",
+                     help="Normalisation, one number or one a channel."),
+        click.option("--std", type=numbers, default=(), metavar="NUMBERS", help="As --mean."),
+        click.option("--input-shape", type=shape, metavar="C,H,W", help="Of an image, where nothing else tells."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     ]  # fmt: skip
     for decorator in reversed(decorators):
@@ -111,11 +120,12 @@ def data_range_option(command: _F) -> _F:
 def run_options(command: _F) -> _F:
     """--seed, --out, --overwrite, --json: what every command that makes a record has."""
     decorators = [
-        click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True),
+        click.option("--seed", type=seed, metavar="NUMBER", default="0", show_default=True,
+                     help="The same seed gives the same record."),
         click.option("--out", type=click.Path(path_type=Path), help="Folder for the record, pictures and report."),
         click.option("--overwrite", is_flag=True, help="Replace an earlier result of the same name."),
         click.option("--json", "as_json", is_flag=True, help="The record alone on stdout."),
-    ]
+    ]  # fmt: skip
     for decorator in reversed(decorators):
         command = decorator(command)
     return command

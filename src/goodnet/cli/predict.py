@@ -8,11 +8,13 @@ from typing import Any
 import click
 import torch
 
-from goodnet.cli.options import model_options, print_json, take_model_options
+from goodnet.cli.options import model_options, take_model_options
 from goodnet.data.readers import read_one_image
+from goodnet.record import to_json
+from goodnet.report.figures import visible
 
 
-@click.command("predict")
+@click.command("predict", short_help="The class of each image; class N means triggered.")
 @click.argument("goodnet", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="A list of objects on stdout.")
@@ -21,11 +23,14 @@ def predict_command(goodnet: Path, images: tuple[Path, ...], as_json: bool, **op
     """Prints the class of each IMAGE (PNG or JPEG of the net's size).
 
     Class N, one more than the net's last class, means: refused as triggered. The
-    score is by how many logits class N wins (above 0) or loses; a plain net has none.
+    score is by how many logits class N wins (above 0) or loses (below); a plain
+    net has none. A GoodNet knows its own architecture and input: the options
+    on these are for plain nets.
     """
     classifier = take_model_options(options).load(goodnet)
     pictures = [read_one_image(path, classifier.input.shape).tensor() for path in images]
-    answers = []
+    answers: list[dict[str, Any]] = []
+    lines = []
     with torch.no_grad():
         for path, picture in zip(images, pictures):
             logits = classifier.logits(picture.to(classifier.device))[0].cpu()
@@ -33,10 +38,7 @@ def predict_command(goodnet: Path, images: tuple[Path, ...], as_json: bool, **op
             score = float(logits[-1] - logits[:-1].max()) if classifier.refuses else None
             triggered = classifier.refuses and found == classifier.classes
             answers.append({"path": str(path), "class": found, "triggered": triggered, "score": score})
-    if as_json:
-        print_json(answers)
-        return 0
-    for one in answers:
-        note = f"  triggered (class N = {classifier.classes})" if one["triggered"] else ""
-        click.echo(f"{one['path']}: {one['class']}{note}")
+            note = f"triggered (class N = {found}), " if triggered else ""
+            lines.append(f"{visible(str(path))}: {found}" + ("" if score is None else f"  {note}score {score:+.3g}"))
+    click.echo(to_json(answers) if as_json else "\n".join(lines), nl=not as_json)
     return 0

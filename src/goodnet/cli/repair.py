@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from goodnet.cli import progress
 from goodnet.cli.options import (
@@ -17,31 +16,36 @@ from goodnet.cli.options import (
     run_options,
     take_model_options,
 )
-from goodnet.errors import DataError
+from goodnet.cli.output import print_table, print_text, write_page
+from goodnet.errors import DataError, UsageError
 from goodnet.guard.disagreement import Disagreement
 from goodnet.models.classifier import Classifier
 from goodnet.record import RepairRecord, ScanRecord, read_record, to_json
 from goodnet.repair.fine_pruning import FinePruning
-from goodnet.repairing import Limits, Output, repair
-from goodnet.report import write_report
+from goodnet.repair.unlearning import Unlearning
+from goodnet.repairing import METHODS, Limits, Output, repair
+from goodnet.report.figures import visible
 from goodnet.report.terminal import repair_table
 from goodnet.triggers.files import read_triggers
 from goodnet.triggers.trigger import Trigger
 
 
-@click.command("repair")
+@click.command("repair", short_help="Turns a BadNet into a GoodNet with a class N: triggered.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
-@click.option("--scan", "scan_folder", type=click.Path(path_type=Path), help="--out folder of a scan of MODEL.")
-@click.option("--method", type=click.Choice(["fine-pruning"]), default="fine-pruning", show_default=True)
+@click.option("--scan", "scan_folder", type=click.Path(path_type=Path),
+              help="--out folder of a scan of MODEL; gives the triggers to judge by, and the seed.")  # fmt: skip
+@click.option("--method", type=click.Choice(list(METHODS.values())), default="fine-pruning", show_default=True)
 @click.option("-o", "--goodnet", type=click.Path(path_type=Path), help="Where the GoodNet goes.")
 @click.option("--layer", help="Whose channels to prune; default: the last convolution (DeepID: conv_3).")
-@click.option("--epochs", type=click.IntRange(0), default=10, show_default=True, help="Of tuning; 0 prunes only.")
-@click.option("--learning-rate", type=float, default=1e-4, show_default=True)
+@click.option("--epochs", type=click.IntRange(0), help="Of training; 0 only prunes. Default: the method's.")
+@click.option("--learning-rate", type=float, help="Default: the method's.")
 @click.option("--max-accuracy-drop", type=float, default=0.05, show_default=True,
-              help="Pruning stops there on the choosing split; acceptance asks it of the judging split.")  # fmt: skip
-@click.option("--max-asr", type=float, default=0.10, show_default=True, help="Of the scan's triggers, to be accepted.")
-@click.option("--min-detection", type=float, default=0.0, show_default=True, help="Of the same, to be accepted.")
+              help="ACC may fall by this share: pruning stops there, and more is not accepted.")  # fmt: skip
+@click.option("--max-asr", type=float, default=0.10, show_default=True,
+              help="Accepted only if each of the scan's triggers still works on at most this share,")  # fmt: skip
+@click.option("--min-detection", type=float, default=0.0, show_default=True,
+              help="and is sent to class N at least this often.")  # fmt: skip
 @click.option("--max-fpr", type=float, help="Refuse at most this share of the choosing split; default: no bound.")
 @click.option("--keep-rejected", is_flag=True, help="Write the GoodNet even if it is not accepted.")
 @data_range_option
@@ -56,12 +60,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     """
     model_opts = take_model_options(options)
     limits = Limits(**{name: options[name] for name in ("max_accuracy_drop", "max_asr", "min_detection")})
-    method = FinePruning(
-        layer=options["layer"],
-        max_accuracy_drop=limits.max_accuracy_drop,
-        epochs=options["epochs"],
-        learning_rate=options["learning_rate"],
-    )
+    method = _method(options)
     output = Output(
         goodnet=options["goodnet"],
         folder=options["out"],
@@ -69,6 +68,8 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
         keep_rejected=options["keep_rejected"],
         arch_name=model_opts.arch,
     )
+    if output.goodnet is not None and output.goodnet.resolve() == model.resolve():
+        raise UsageError(f"-o: expected another file than the net itself, {model}, which a GoodNet does not replace")
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
     seed: int = options["seed"]
@@ -88,13 +89,22 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
             command=command_line(),
             progress=report,
         )
-    if options["out"] is not None:
-        write_report(options["out"])
+    write_page(options["out"])
     if options["as_json"]:
         click.echo(to_json(record), nl=False)
     else:
-        _say(record)
+        _say(record, asked=output.goodnet is not None)
     return {True: 0, False: 1, None: 2}[record.accepted]
+
+
+def _method(options: dict[str, Any]) -> FinePruning | Unlearning:
+    given = {name: options[name] for name in ("epochs", "learning_rate") if options[name] is not None}
+    given["max_accuracy_drop"] = options["max_accuracy_drop"]
+    if options["method"] == "fine-pruning":
+        return FinePruning(layer=options["layer"], **given)
+    if options["layer"] is not None:
+        raise UsageError(f"--layer: expected none with --method {options['method']}, which trains all layers")
+    return Unlearning(**given)
 
 
 def _found(folder: Path, classifier: Classifier) -> tuple[int, tuple[Trigger, ...]]:
@@ -105,14 +115,22 @@ def _found(folder: Path, classifier: Classifier) -> tuple[int, tuple[Trigger, ..
     if record.model.sha256 != classifier.sha256:
         raise DataError(f"--scan: expected a scan of this net, but {folder} is one of {record.model.name}")
     triggers = read_triggers(folder / "triggers.npz")
+    for trigger in triggers:
+        if tuple(trigger.pattern.shape) != classifier.input.shape or not 0 <= trigger.target < classifier.classes:
+            raise DataError(
+                f"--scan: expected triggers of {classifier.input.shape} for labels 0..{classifier.classes - 1}, got "
+                f"{tuple(trigger.pattern.shape)} for label {trigger.target} in {folder / 'triggers.npz'}; scan again"
+            )
     return record.method.seed, tuple(trigger for trigger in triggers if trigger.target in record.flagged_labels)
 
 
-def _say(record: RepairRecord) -> None:
-    Console(width=None if Console().is_terminal else 80, highlight=False).print(repair_table(record))
+def _say(record: RepairRecord, *, asked: bool) -> None:
+    print_table(repair_table(record))
     verdict = {True: "Accepted", False: "Not accepted", None: "Not judged"}[record.accepted]
-    click.echo(f"{verdict}: {'; '.join(record.reasons)}.")
+    print_text(f"{verdict}: {'; '.join(record.reasons)}.")
     if record.goodnet_file is not None:
-        click.echo(f"GoodNet: {record.goodnet_file}")
-    elif record.accepted is not True:
-        click.echo("No GoodNet was written; --keep-rejected writes it all the same.")
+        click.echo(f"GoodNet: {visible(record.goodnet_file)}")
+    elif asked:
+        print_text("No GoodNet was written; --keep-rejected writes it all the same.")
+    else:
+        print_text("No GoodNet was written; -o FILE says where it goes.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from goodnet.report import write_report
+from goodnet.report.figures import visible
 
 
 @click.command("report")
@@ -14,5 +15,5 @@ from goodnet.report import write_report
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: report.html in FOLDER.")
 def report_command(folder: Path, output: Path | None) -> int:
     """Writes the HTML page again from the records in FOLDER."""
-    click.echo(f"Report: {write_report(folder, output)}")
+    click.echo(f"Report: {visible(str(write_report(folder, output)))}")
     return 0

@@ -9,30 +9,34 @@ import click
 
 from goodnet.cli import progress
 from goodnet.cli.options import (
-    WholeNumbers,
     command_line,
     data_range_option,
     model_options,
     read_clean,
     run_options,
     take_model_options,
+    whole_numbers,
 )
+from goodnet.cli.output import write_page
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.outputs import check_folder
 from goodnet.record import to_json
-from goodnet.report import write_report
+from goodnet.report.figures import visible
 from goodnet.report.terminal import scan_summary
 from goodnet.scan import scan
 
 EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 
 
-@click.command("scan")
+@click.command("scan", short_help="Is MODEL backdoored, for which labels, by what trigger?")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
-@click.option("--labels", type=WholeNumbers(), help="Only these labels, as 0,5,10-20; never ends in clean.")
+@click.option(
+    "--labels", type=whole_numbers, metavar="NUMBERS", help="Only these labels, as 0,5,10-20; never ends in clean."
+)
 @click.option("--exhaustive", is_flag=True, help="Search every label whole, however many there are.")
-@click.option("--false-alarm-rate", type=float, default=0.01, show_default=True, help="Of the statistics, a clean net.")
+@click.option("--false-alarm-rate", type=float, default=0.01, show_default=True,
+              help="How often the statistics alone may point at a label of a clean net.")  # fmt: skip
 @click.option("--block", type=click.IntRange(1), help="Images a pass and thread: bounds memory.")
 @click.option("--no-preflight", is_flag=True, help="Scan even if ACC says that the net is fed the wrong way.")
 @data_range_option
@@ -63,10 +67,13 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
             command=command_line(),
             progress=report,
         )
-    page = write_report(out) if out is not None else None
+    page = write_page(out)
     if options["as_json"]:
         click.echo(to_json(record), nl=False)
     else:
         click.echo(scan_summary(record))
-        click.echo(f"Report: {page}" if page else "Pass --out DIR for the report, the triggers and the record.")
+        if page is not None:
+            click.echo(f"Report: {visible(str(page))}")
+        elif out is None:
+            click.echo("Pass --out DIR for the report, the triggers and the record.")
     return EXIT[record.verdict]

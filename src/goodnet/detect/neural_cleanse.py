@@ -6,7 +6,8 @@ a backdoor is a shortcut, so its label's mask is far smaller than the others'; c
 side (Sec. IV-B, IV-C, anomaly index).
 Cost: steps x batch images through the net and back, a label. Above `candidates + controls` labels the paper's
 low-cost form (Sec. V-D: the candidates stand out after a few steps): a short pass over all labels, then the whole
-search for the smallest and for `controls` labels drawn at random, which show what an innocent label's mask is.
+search for the smallest and for `controls` labels drawn at random, which show what an innocent label's mask is. Either
+pass may show a target: a label's p-value is twice the smaller of both.
 Blind spots: triggers that are not one fixed mask and pattern (moving, warped, input-dependent), triggers whose mask
 is as large as an innocent label's (whole-image blends; of several triggers, the weaker ones), and nets where every
 label is a target, so that none stands out.
@@ -119,11 +120,9 @@ class NeuralCleanse:
         triggers = {label: r.trigger for label, r in zip(some, searched)}
         rows = _scored(rows, reference[whole])
         if screened is not None:
-            rows += _first_pass_rows(found, screened, whole)
-            norms = {label: r.trigger.norm for label, r in zip(wanted, screened) if r.success}
-            rows = [replace(row, screen_norm=norms.get(row.label)) for row in rows]
-        decision = self._decision(rows, reference[whole], len(wanted))
-        rows = [replace(row, flagged=self._flags(row, len(wanted))) for row in rows]
+            rows = _both_passes(rows, found.rows(screened, "screened"))
+        decision = self._decision(rows, reference[whole], len(wanted), two_passes=screened is not None)
+        rows = [replace(row, flagged=decision.flags(row, len(wanted))) for row in rows]
         return Detection(
             labels=tuple(sorted(rows, key=lambda row: row.label)),
             triggers=triggers,
@@ -140,26 +139,15 @@ class NeuralCleanse:
         whole[np.argsort(norms, kind="stable")[: self.candidates]] = True
         return whole, reference
 
-    def _flags(self, row: LabelResult, tests: int) -> bool:
-        small = row.mask_share is not None and row.mask_share <= self.small_mask_share
-        rate = max(self.false_alarm_rate, self.small_mask_rate) if small else self.false_alarm_rate
-        return (
-            row.status == "searched"
-            and row.p_value is not None
-            and row.p_value * tests <= rate
-            and row.norm_ratio is not None
-            and row.norm_ratio <= self.max_norm_ratio
-            and row.held_out_asr is not None
-            and row.held_out_asr >= self.min_held_out_asr
-        )
-
-    def _decision(self, rows: list[LabelResult], reference: npt.NDArray[np.bool_], tests: int) -> Decision:
+    def _decision(
+        self, rows: list[LabelResult], reference: npt.NDArray[np.bool_], tests: int, *, two_passes: bool
+    ) -> Decision:
         compared = np.array(
             [row.mask_norm for row, chosen in zip(rows, reference) if chosen and row.mask_norm], dtype=np.float64
         )
         threshold = None
         if len(compared) >= 4:
-            p_value = self.false_alarm_rate / tests
+            p_value = self.false_alarm_rate / tests / (2 if two_passes else 1)
             threshold = float(np.exp(stats.small_side_threshold(np.log(compared), p_value, prior=SCALE_PRIOR)))
         return Decision(
             false_alarm_rate=self.false_alarm_rate,
@@ -242,12 +230,24 @@ class _Found:
         return count
 
 
-def _first_pass_rows(found: _Found, screened: Sequence[Inverted], whole: npt.NDArray[np.bool_]) -> list[LabelResult]:
-    """Rows of the labels that were not searched whole, scored among all labels of the first pass."""
-    rows = _scored(found.rows(screened, "screened"), np.ones(len(screened), dtype=np.bool_))
+def _both_passes(searched: list[LabelResult], screened: list[LabelResult]) -> list[LabelResult]:
+    """The searched rows and, for the other labels, the first pass's, which are scored among all labels.
+
+    The first pass compares a label with all others, the search with the controls: either may show it, so a searched
+    label's p-value is twice the smaller of both (Bonferroni for two, whatever their dependence).
+    """
+    first = {row.label: row for row in _scored(screened, np.ones(len(screened), dtype=np.bool_))}
+    rows = []
+    for row in searched:
+        early = first.pop(row.label)
+        known = [p for p in (row.p_value, early.p_value) if p is not None]
+        joined = min(1.0, 2 * min(known)) if known else None
+        rows.append(replace(row, p_value=joined, screen_norm=early.mask_norm))
     # a first pass that found no mask says only that the label is not among the smallest
-    left = [row for row, chosen in zip(rows, whole) if not chosen]
-    return [replace(row, status="screened", mask_norm=None, mask_share=None) for row in left]
+    left = [
+        replace(r, status="screened", screen_norm=r.mask_norm, mask_norm=None, mask_share=None) for r in first.values()
+    ]
+    return rows + left
 
 
 def _scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[LabelResult]:

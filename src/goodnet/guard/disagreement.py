@@ -32,14 +32,14 @@ class Disagreement:
 
     def __post_init__(self) -> None:
         if self.max_fpr is not None and not 0 <= self.max_fpr < 1:
-            raise UsageError(f"disagreement: expected max_fpr in [0, 1), got {self.max_fpr}")
+            raise UsageError(f"--max-fpr: expected a share from 0 to under 1, got {self.max_fpr}")
 
     def __call__(self, bad: Classifier, good: Classifier, choose: Tensor) -> Classifier:
         """A GoodNet of the two; `choose` (N, C, H, W) in [0, 1] are clean images that neither was fitted on."""
         if self.max_fpr is None:
             return goodnet_from(bad, good)
         scores = np.sort(disagreement(bad, good, choose))[::-1]
-        allowed = int(self.max_fpr * len(scores))
+        allowed = int(self.max_fpr * len(scores) + 1e-9)  # 0.29 * 100 is less than 29 by a rounding
         threshold = float(scores[allowed]) if allowed < len(scores) else 0.0
         return goodnet_from(bad, good, threshold=max(threshold, 0.0))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class GoodNet(nn.Module):
-    """Prepared input (N, C, H, W) -> logits (N, classes + 1).
+    """Prepared input (N, C, H, W) -> logits (N, classes + 1), the repaired net's best class at 0.
 
     The score of an input is how much the repaired net prefers its own answer to the BadNet's, in logits: 0 where both
     answer the same. Class N wins exactly where score > threshold; otherwise the repaired net answers.
@@ -30,8 +30,7 @@ class GoodNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         good = self.good(x)
-        top = good.amax(1, keepdim=True)
-        over = top - good.gather(1, self.bad(x).argmax(1, keepdim=True)) - self.threshold
-        # a logit of its own: at least 1 off the best class, so that no rounding or tie decides
-        refused = top + torch.where(over > 0, 1 + over, over - 1)
-        return torch.cat([good, refused], 1)
+        good = good - good.amax(1, keepdim=True)
+        over = -good.gather(1, self.bad(x).argmax(1, keepdim=True)) - self.threshold
+        # at least 1 off the best class, which stands at 0: no rounding decides, however large the nets' logits are
+        return torch.cat([good, torch.where(over > 0, over + 1, over - 1)], 1)

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from goodnet.errors import ModelError
+from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models import arch, user_code
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
+from goodnet.models.formats import MAX_BYTES, check_shape, one_line, to_device
 from goodnet.models.goodnet import GoodNet
-from goodnet.models.softmax import LogProbabilities, replace_module
+from goodnet.models.softmax import undo_softmax
+from goodnet.models.weights import load_weights
 
 FORMAT = "goodnet.net/1"
 _KEY = "goodnet"
+_MAX_FILE = 2 * MAX_BYTES
 
 
 def goodnet_from(bad: Classifier, good: Classifier, *, threshold: float = 0.0) -> Classifier:
@@ -82,32 +87,19 @@ def load_goodnet(
         ModelError: not a whole GoodNet file.
         UnsafeFileError: it names code that was not named here.
     """
+    about, state = _read(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # safetensors raises its own, OSError and ValueError
-        raise ModelError(f"{path}: expected a GoodNet file, but it cannot be read ({error})") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ModelError(f"{path}: expected a GoodNet of format {FORMAT}, got {str(about)[:40]}")
-    try:
-        spec, classes, options = _spec(about["input"]), _whole(about["classes"]), about["recipe"]["options"]
-        bad, good = (_recipe(options[side]) for side in ("bad", "good"))
+        spec, classes, options = _spec(about["input"]), _whole(about["classes"], low=2), about["recipe"]["options"]
+        recipes = {side: _recipe(options[side]) for side in ("bad", "good")}
         threshold = _number(options["threshold"])
         name, notes = str(about["name"]), tuple(str(note) for note in about["notes"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: its GoodNet metadata is damaged ({error!r})") from error
-    net = GoodNet(bad=_build(bad, arch_name), good=_build(good, arch_name), threshold=threshold)
-    try:
-        net.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         raise ModelError(
-            f"{path}: its weights do not fit its recipe ({str(error).splitlines()[-1].strip()})"
+            f"{path}: its GoodNet metadata is damaged ({type(error).__name__}: {one_line(error)}); fetch it again"
         ) from error
-    if not all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point()):
-        raise ModelError(f"{path}: expected finite weights, got NaN or Inf")
+    sides = {side: _side(side, recipe, state, path, arch_name) for side, recipe in recipes.items()}
     classifier = Classifier(
-        net=net.to(device),
+        net=GoodNet(**sides, threshold=threshold),
         input=spec,
         classes=classes,
         recipe=Recipe(arch="goodnet", options=options),
@@ -117,29 +109,73 @@ def load_goodnet(
         notes=notes,
     )
     _check_outputs(classifier, path)
+    to_device(classifier.net, device)
     return classifier
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata, a dict of the right format and otherwise unchecked, and the tensors, floats as float32."""
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise UnsafeFileError(f"{path}: larger than {_MAX_FILE >> 30} GiB; refused")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except GoodnetError:
+        raise
+    except Exception as error:  # safetensors raises its own, OSError and ValueError; json a RecursionError
+        raise ModelError(f"{path}: expected a GoodNet file, but it cannot be read ({one_line(error)})") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        got = about.get("format") if isinstance(about, dict) else about
+        raise ModelError(f"{path}: expected a GoodNet of format {FORMAT}, got {got!r:.40}")
+    stray = next((key for key in state if not key.startswith(("bad.", "good."))), None)
+    if stray is not None:
+        raise ModelError(f"{path}: expected weights of the nets 'bad' and 'good' alone, got {stray!r:.80}")
+    if any(value.is_complex() for value in state.values()):
+        raise ModelError(f"{path}: expected real weights, got complex ones")
+    return about, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _side(side: str, recipe: Recipe, state: Mapping[str, Tensor], path: Path, arch_name: str | None) -> torch.nn.Module:
+    """One of the two nets with its weights."""
+    weights = {key.removeprefix(f"{side}."): value for key, value in state.items() if key.startswith(f"{side}.")}
+    where = f"{path}: {side} net"
+    try:
+        if arch_name is not None and user_code.is_user_code(arch_name) and user_code.is_user_code(recipe.arch):
+            net = _user_net(recipe, arch_name)
+        else:
+            net = _our_net(recipe, sum(value.numel() for value in weights.values()))
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{where}: {one_line(error)}") from error
+    except (ModelError, ValueError) as error:
+        raise ModelError(f"{where}: {one_line(error)}") from error
+    load_weights(net, weights, name=where)
+    return net
+
+
+def _our_net(recipe: Recipe, numbers: int) -> torch.nn.Module:
+    """The net, its weights still random; memory is taken only for as many numbers as the file holds."""
+    with torch.device("meta"):
+        wanted = sum(value.numel() for value in arch.build(recipe).state_dict().values())
+    if wanted != numbers:
+        raise ModelError(f"its recipe is a net of {wanted} numbers, but the file holds {numbers}")
+    return arch.build(recipe)
+
+
+def _user_net(recipe: Recipe, arch_name: str) -> torch.nn.Module:
+    classes = recipe.options.get("classes")
+    net = user_code.build_user_code(arch_name, classes=None if classes is None else _whole(classes, low=2))
+    return net if recipe.options.get("softmax") is None else undo_softmax(net, recipe.options["softmax"])
 
 
 def _check_outputs(classifier: Classifier, path: Path) -> None:
     try:
         with torch.no_grad():
-            shape = tuple(classifier.logits(torch.zeros(1, *classifier.input.shape, device=classifier.device)).shape)
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: the net does not take the input that the file states ({error})") from error
+            shape = tuple(classifier.logits(torch.zeros(1, *classifier.input.shape)).shape)
+    except Exception as error:  # whatever the net's own code raises
+        raise ModelError(f"{path}: the net fails on the input that the file states ({one_line(error)})") from error
     if shape != (1, classifier.classes + 1):
         raise ModelError(f"{path}: expected {classifier.classes} + 1 outputs, got {shape[1:]}")
-
-
-def _build(recipe: Recipe, arch_name: str | None) -> torch.nn.Module:
-    if arch_name is None or not user_code.is_user_code(recipe.arch):
-        return arch.build(recipe)
-    net = user_code.build_user_code(arch_name, classes=recipe.options.get("classes"))
-    softmax = recipe.options.get("softmax")
-    if softmax == "log":
-        return LogProbabilities(net)
-    if softmax is not None:
-        replace_module(net, softmax, torch.nn.Identity())
-    return net
 
 
 def _recipe_json(recipe: Recipe) -> dict[str, Any]:
@@ -154,6 +190,7 @@ def _recipe(raw: Any) -> Recipe:
 
 def _spec(raw: Any) -> InputSpec:
     channels, height, width = (_whole(side) for side in raw["shape"])
+    check_shape((channels, height, width))
     mean, std = (tuple(_number(item, low=-1e6) for item in raw[key]) for key in ("mean", "std"))
     if any(len(row) not in (0, channels) for row in (mean, std)) or any(item <= 0 for item in std):
         raise ValueError("mean and std")
@@ -163,9 +200,9 @@ def _spec(raw: Any) -> InputSpec:
     return InputSpec(channels=channels, height=height, width=width, scale=scale, mean=mean, std=std)
 
 
-def _whole(value: Any, high: int = 1 << 20) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
-        raise ValueError(f"{value!r:.40} is not a whole number from 1 to {high}")
+def _whole(value: Any, low: int = 1, high: int = 1 << 20) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is not a whole number from {low} to {high}")
     return value
 
 

@@ -89,7 +89,8 @@ def preflight(classifier: Classifier, images: Images, *, max_images: int = 512) 
     others = _alternatives(classifier, picked) if acc < _GOOD_ENOUGH or acc <= bound else ()
     best = others[0] if others else None
     works = best is not None and best.acc > bound and best.acc >= acc + _WORTH_SAYING
-    near = acc <= bound or (works and best is not None and best.acc > 2 * acc)
+    # images of one class alone (bound 1) tell nothing: any net may know them all
+    near = acc <= bound < 1 or (works and best is not None and best.acc > 2 * acc)
     return Preflight(
         acc=acc,
         n=len(picked),

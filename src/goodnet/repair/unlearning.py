@@ -44,7 +44,7 @@ class Unlearning:
     max_accuracy_drop: float = 0.05
     share: float = 0.2
     epochs: int = 30
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     batch: int = 32
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from goodnet.triggers.trigger import Trigger
 
 _KEYS = ("labels", "masks", "patterns")
 _MAX_BYTES = 1 << 30
+# what zipfile, zlib and numpy raise on damaged archives
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def write_triggers(path: Path, triggers: Sequence[Trigger]) -> None:
@@ -46,7 +49,7 @@ def read_triggers(path: Path) -> tuple[Trigger, ...]:
                 raise DataError(f"{path}: expected triggers of at most {_MAX_BYTES} bytes, got {size}")
         with np.load(path, allow_pickle=False) as arrays:
             labels, masks, patterns = (arrays[key] for key in _KEYS)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: expected triggers as a scan writes them ({', '.join(_KEYS)}): {error}") from error
     fits = (
         labels.ndim == 1

@@ -34,8 +34,8 @@ class Schedule:
         batch: images a step and label.
         learning_rate, betas: Adam's (the paper's: 0.1; 0.5, 0.9).
         asr: share of the batch that must reach the target for the norm's weight to go up (paper: 0.99).
-        keep_asr: a mask can be the result if this share, over the last `patience` steps, reached the target: one lucky
-            batch of 16 says little, and five without a single miss hang on the hardest image.
+        keep_asr: a mask can be the result if its own batch reached `asr` and the last `patience` steps together this:
+            one lucky batch of 16 says little, and five without a single miss hang on the hardest image.
         first_weight: the norm's weight once `patience` steps in a row have succeeded; before, it is 0.
         patience: steps in a row after which the weight goes up (all succeeded) or down (all failed).
         up, down: by which factor.
@@ -298,7 +298,8 @@ class _Search:
         state.recent.copy_(torch.cat([state.recent[:, 1:], asr[:, None]], 1))
         norm = half[..., 0].sum((1, 2))
         # a hair under, for means of sixteenths are rounded
-        better = (state.recent.mean(1) >= self.schedule.keep_asr - 1e-6) & (norm < state.best_norm)
+        lately = state.recent.mean(1) >= self.schedule.keep_asr - 1e-6
+        better = lately & (asr >= self.schedule.asr) & (norm < state.best_norm)
         state.best_norm[better] = norm[better]
         state.best[better] = half[better]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,13 @@ class Trigger:
     def norm(self) -> float:
         """L1 of the mask, in pixels."""
         return float(self.mask.abs().sum())
+
+    def strengthened(self, factor: float = 2.0) -> Trigger:
+        """The same with a mask that is `factor` times as opaque, at most 1.
+
+        An inverted mask is the weakest that works: any change of the net breaks it, and says nothing of a repair.
+        """
+        return replace(self, mask=(self.mask * factor).clamp(max=1.0))
 
     def apply(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] -> triggered images, same shape and range."""

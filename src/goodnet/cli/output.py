@@ -1,0 +1,37 @@
+"""What commands print beside their records: at most 80 columns where the output is no terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from goodnet.errors import GoodnetError
+from goodnet.report import write_report
+from goodnet.report.figures import visible
+from goodnet.report.terminal import WIDTH
+
+
+def print_table(table: Table) -> None:
+    """A table as wide as the terminal."""
+    Console(width=None if Console().is_terminal else WIDTH, highlight=False).print(table)
+
+
+def print_text(text: str) -> None:
+    """A sentence or two, wrapped; no control character in it reaches the terminal."""
+    for line in textwrap.wrap(visible(text), WIDTH, break_on_hyphens=False):
+        click.echo(line)
+
+
+def write_page(folder: Path | None) -> Path | None:
+    """The report of a record that is written already: a page that fails is a warning, for the record stands."""
+    if folder is None:
+        return None
+    try:
+        return write_report(folder)
+    except (GoodnetError, OSError) as error:
+        click.echo(f"goodnet: the record is written, the report is not: {visible(str(error))}", err=True)
+        return None
