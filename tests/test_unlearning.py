@@ -73,6 +73,12 @@ def test_settings_and_missing_triggers() -> None:
     net = classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), SHAPE, 4)
     with pytest.raises(UsageError, match="expected triggers"):
         Unlearning()(net, pictures(8, seed=0), pictures(8, seed=1), triggers=[], seed=0)
-    for wrong in ({"share": 0.0}, {"epochs": 0}, {"max_accuracy_drop": 1.0}, {"learning_rate": 0.0}):
+    for wrong in (
+        {"share": 0.0},
+        {"epochs": 0},
+        {"max_accuracy_drop": 1.0},
+        {"learning_rate": 0.0},
+        {"temperature": 0.5},
+    ):
         with pytest.raises(UsageError, match="nc-unlearn"):
             Unlearning(**wrong)  # type: ignore[arg-type]

@@ -13,18 +13,18 @@ from safetensors.torch import save_file
 from goodnet.attacks.train import PlantedNet, plant_faces
 from goodnet.data.drawn_faces import draw_faces
 from goodnet.data.images import Images
+from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
 from goodnet.evaluation import evaluate
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
 from goodnet.progress import Progress, silent
-from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord, read_record
+from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
 from goodnet.repair.fine_pruning import FinePruning
 from goodnet.repair.unlearning import Unlearning
-from goodnet.repairing import METHODS, Output, repair
+from goodnet.repairing import METHODS, Found, Output, repair
 from goodnet.scan import scan
-from goodnet.triggers.files import read_triggers
-from goodnet.triggers.trigger import Trigger
+from goodnet.triggers.inversion import Schedule
 
 IDENTITIES, TRIGGER, TARGET = 40, "sunglasses", 0
 NETS: dict[str, dict[str, int]] = {"badnet": {TRIGGER: TARGET}, "clean": {}}
@@ -68,7 +68,7 @@ def run_demo(
     settings = _Settings(out=out, seed=seed, overwrite=overwrite, command=tuple(command), progress=progress)
     scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
     repairs, measured = {}, {}
-    for method in (Unlearning(), FinePruning()):
+    for method in (Unlearning(learning_rate=1e-3), FinePruning()):
         if scans["badnet"].flagged_labels or isinstance(method, FinePruning):
             name = METHODS[type(method)]
             repairs[name], measured[name] = _repair(settings, method, nets["badnet"], clean, planted["badnet"])
@@ -88,6 +88,7 @@ def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> Sca
     return scan(
         net,
         clean,
+        method=NeuralCleanse(search=Schedule(steps=100)),  # 40 labels twice: the demo has three minutes
         seed=settings.seed,
         out=settings.out / name,
         overwrite=settings.overwrite,
@@ -107,7 +108,7 @@ def _repair(
         badnet,
         clean,
         method=method,
-        triggers=_flagged_triggers(settings.out / "badnet"),
+        found=Found.in_folder(settings.out / "badnet")[0],
         output=Output(goodnet=target, folder=folder, overwrite=settings.overwrite, keep_rejected=True),
         seed=settings.seed,
         command=settings.command,
@@ -124,12 +125,6 @@ def _repair(
         progress=_named(settings.progress, name),
     )
     return record, measured
-
-
-def _flagged_triggers(folder: Path) -> list[Trigger]:
-    record = read_record(folder / "scan.json")
-    flagged = record.flagged_labels if isinstance(record, ScanRecord) else ()
-    return [trigger for trigger in read_triggers(folder / "triggers.npz") if trigger.target in flagged]
 
 
 def _train(name: str, targets: dict[str, int], seed: int, progress: Progress) -> PlantedNet:

@@ -233,7 +233,8 @@ class CurvePoint:
 class RepairRecord:
     """All of a repair (`repair.json`).
 
-    `accepted` is null where it could not be judged (no trigger to judge the backdoor with). `before` and `after`
+    `accepted` is null where it could not be judged (no trigger to judge the backdoor with). `again` is what a new
+    search for the flagged labels finds on the repaired net, compared with the scan's median. `before` and `after`
     are measured on the judging split alone, with triggers that a scan found, never with true ones.
     """
 
@@ -242,6 +243,7 @@ class RepairRecord:
     method: MethodInfo
     before: Measured
     after: Measured
+    again: tuple[LabelResult, ...]
     limits: dict[str, float]
     n_fit: int
     n_choose: int

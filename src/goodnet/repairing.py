@@ -12,7 +12,7 @@ import torch
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
 from goodnet.data.splits import split
-from goodnet.errors import UsageError
+from goodnet.errors import DataError, UsageError
 from goodnet.export import save_goodnet
 from goodnet.guard.disagreement import Disagreement
 from goodnet.measure import answer, measure
@@ -20,10 +20,16 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import preflight
 from goodnet.outputs import check_file, check_folder
 from goodnet.progress import Progress, silent
-from goodnet.record import Measured, RepairRecord, write_record
+from goodnet.record import LabelResult, Measured, RepairRecord, ScanRecord, read_record, write_record
 from goodnet.repair.fine_pruning import FinePruning
 from goodnet.repair.unlearning import Unlearning
+from goodnet.triggers.files import read_triggers
+from goodnet.triggers.inversion import Schedule, invert, success_rates
 from goodnet.triggers.trigger import Trigger
+from goodnet.tuning import Labelled
+
+# As for a scan's flag: half the median, and most images that it was not fitted on.
+_STILL_SMALL, _STILL_WORKS = 0.5, 0.6
 
 METHODS: dict[type, str] = {FinePruning: "fine-pruning", Unlearning: "nc-unlearn"}
 
@@ -49,6 +55,37 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a scan of the net found, to repair and to judge by.
+
+    Attributes:
+        triggers: of the flagged labels, fitted with this seed on these images, so that the judging split is new to
+            them. Empty if nothing was flagged: then the backdoor cannot be judged.
+        median_norm: mask norm of an innocent label, in pixels; None where unknown.
+        schedule: of the search that gave that norm; a search on the repaired net must be the same to be compared.
+    """
+
+    triggers: tuple[Trigger, ...] = ()
+    median_norm: float | None = None
+    schedule: Schedule = Schedule()
+
+    @staticmethod
+    def in_folder(folder: Path) -> tuple[Found, ScanRecord]:
+        """Reads what `goodnet scan --out` left. Raises DataError where that is not a scan's."""
+        record = read_record(folder / "scan.json")
+        if not isinstance(record, ScanRecord):
+            raise DataError(f"--scan: expected {folder / 'scan.json'} to be a scan's record, got {record.format}")
+        flagged = [t for t in read_triggers(folder / "triggers.npz") if t.target in record.flagged_labels]
+        search = record.method.resolved.get("search", {})
+        try:
+            schedule = Schedule(steps=int(search["steps"]), batch=int(search["batch"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"--scan: {folder / 'scan.json'} does not say how long the search was") from error
+        found = Found(triggers=tuple(flagged), median_norm=record.decision.median_norm, schedule=schedule)
+        return found, record
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output:
     """Where a repair goes: the GoodNet's file, the folder for `repair.json`; None writes neither.
 
@@ -68,7 +105,7 @@ def repair(
     *,
     method: FinePruning | Unlearning | None = None,
     guard: Disagreement | None = None,
-    triggers: Sequence[Trigger] = (),
+    found: Found | None = None,
     limits: Limits | None = None,
     output: Output | None = None,
     seed: int = 0,
@@ -80,8 +117,7 @@ def repair(
     Args:
         classifier: the BadNet; not changed.
         images: clean; without labels the net's own answers stand in for them.
-        triggers: those that a scan reverse-engineered, with this seed and these images, so that the judging split is
-            new to them. Without any, the backdoor cannot be judged and `accepted` is None.
+        found: what a scan found. Without any trigger, the backdoor cannot be judged and `accepted` is None.
         limits: what is accepted.
         output: where to. The GoodNet is written only if accepted, or if it may be kept all the same.
 
@@ -93,7 +129,7 @@ def repair(
     """
     started = time.perf_counter()
     method, guard = method or FinePruning(), guard or Disagreement()
-    limits, output = limits or Limits(), output or Output()
+    limits, output, found = limits or Limits(), output or Output(), found or Found()
     _check(classifier, output)
     check = preflight(classifier, images)
     if check.near_chance:
@@ -102,24 +138,24 @@ def repair(
     classes = torch.from_numpy(answer(classifier, images) if images.labels is None else images.labels)
     fit, choose = ((images.take(index).tensor(), classes[index]) for index in (parts.fit, parts.choose))
     if isinstance(method, Unlearning):
-        repaired = method(classifier, fit, choose, triggers=triggers, seed=seed, progress=progress)
+        repaired = method(classifier, fit, choose, triggers=found.triggers, seed=seed, progress=progress)
     else:
         repaired = method(classifier, fit, choose, seed=seed, progress=progress)
     goodnet = guard(classifier, repaired.classifier, choose[0])
     judge = images.take(parts.judge)
-    triggered = [_triggered(trigger, judge, classes[parts.judge]) for trigger in triggers]
+    triggered = [_triggered(trigger, judge, classes[parts.judge]) for trigger in found.triggers]
     before = measure(classifier, judge, triggered)
     after = measure(goodnet, judge, triggered, before=before)
-    accepted, reasons = judge_repair(before, after, limits)
-    digest = None
-    if output.goodnet is not None and (accepted or output.keep_rejected):
-        digest = save_goodnet(goodnet, output.goodnet, overwrite=output.overwrite, arch_name=output.arch_name)
+    again = _search_again(repaired.classifier, found, fit, (judge.tensor(), classes[parts.judge]), seed)
+    accepted, reasons = judge_repair(before, after, again, limits)
+    digest = _save(goodnet, output) if accepted or output.keep_rejected else None
     record = RepairRecord(
         accepted=accepted,
         reasons=reasons,
         method=method_info(METHODS[type(method)], method, seed),
         before=before,
         after=after,
+        again=again,
         limits=dict(vars(limits)),
         n_fit=len(parts.fit),
         n_choose=len(parts.choose),
@@ -139,6 +175,12 @@ def repair(
     return record, goodnet
 
 
+def _save(goodnet: Classifier, output: Output) -> str | None:
+    if output.goodnet is None:
+        return None
+    return save_goodnet(goodnet, output.goodnet, overwrite=output.overwrite, arch_name=output.arch_name)
+
+
 def _check(classifier: Classifier, output: Output) -> None:
     if classifier.refuses:
         raise UsageError(f"{classifier.name}: expected a plain classifier, got a GoodNet, which is repaired already")
@@ -147,7 +189,9 @@ def _check(classifier: Classifier, output: Output) -> None:
         check_file(output.goodnet, overwrite=output.overwrite)
 
 
-def judge_repair(before: Measured, after: Measured, limits: Limits) -> tuple[bool | None, tuple[str, ...]]:
+def judge_repair(
+    before: Measured, after: Measured, again: Sequence[LabelResult], limits: Limits
+) -> tuple[bool | None, tuple[str, ...]]:
     """Whether the limits are kept, with a reason for each that is not; None where nothing shows the backdoor."""
     reasons = []
     if before.acc is not None and after.acc is not None:
@@ -167,6 +211,12 @@ def judge_repair(before: Measured, after: Measured, limits: Limits) -> tuple[boo
                 f"{figures.name}: only {figures.detection.value:.1%} are sent to class N, under "
                 f"{limits.min_detection:.1%} (--min-detection)"
             )
+    reasons += [
+        f"label {row.label}: a new search on the repaired net finds a trigger of {row.mask_norm:.0f} pixels, "
+        f"{row.norm_ratio:.0%} of what an innocent label needs: the backdoor is still there"
+        for row in again
+        if _is_still_there(row)
+    ]
     if reasons:
         return False, tuple(reasons)
     unknown = []
@@ -174,7 +224,38 @@ def judge_repair(before: Measured, after: Measured, limits: Limits) -> tuple[boo
         unknown.append("ACC was not judged: the clean images have no labels")
     if not after.poisoned:
         unknown.append("the backdoor was not judged: no trigger was given (--scan with a scan that flags a label)")
-    return (None, tuple(unknown)) if unknown else (True, ("all limits are kept on the judging split",))
+    if unknown:
+        return None, tuple(unknown)
+    return True, (
+        "all limits are kept on the judging split, with the triggers that were found; the attacker's own may differ, "
+        "so evaluate on triggered images where there are any",
+    )
+
+
+def _is_still_there(row: LabelResult) -> bool:
+    small = row.norm_ratio is not None and row.norm_ratio <= _STILL_SMALL
+    return small and row.held_out_asr is not None and row.held_out_asr >= _STILL_WORKS
+
+
+def _search_again(
+    repaired: Classifier, found: Found, fit: Labelled, judge: Labelled, seed: int
+) -> tuple[LabelResult, ...]:
+    """Inverts the flagged labels anew: the triggers that a repair was fitted on, or judged by, are not the true one."""
+    if not found.triggers or found.median_norm is None:
+        return ()
+    labels = [trigger.target for trigger in found.triggers]
+    results = invert(repaired, *fit, labels, found.schedule, seed=seed + 1)
+    rates = success_rates(repaired, [result.trigger for result in results], *judge)
+    return tuple(
+        LabelResult(
+            label=label,
+            status="searched" if result.success else "failed",
+            mask_norm=result.trigger.norm if result.success else None,
+            norm_ratio=result.trigger.norm / found.median_norm if result.success else None,
+            held_out_asr=rate,
+        )
+        for label, result, rate in zip(labels, results, rates)
+    )
 
 
 def _triggered(trigger: Trigger, judge: Images, classes: torch.Tensor) -> Images:

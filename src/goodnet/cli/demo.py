@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from goodnet.cli import progress
 from goodnet.cli.options import command_line
+from goodnet.cli.output import print_table
 from goodnet.demo import run_demo
 from goodnet.report import write_report
 from goodnet.report.terminal import evaluate_table, scan_summary
@@ -38,7 +39,7 @@ def demo_command(out: Path, seed: int, overwrite: bool, as_json: bool) -> int:
         verdict = "accepted" if found.repairs[name].accepted else "not accepted"
         say(f"\nRepaired by {name} ({verdict}), measured on new faces:")
         if not as_json:
-            Console(width=None if Console().is_terminal else 80, highlight=False).print(evaluate_table(measured))
+            print_table(evaluate_table(measured))
     page = write_report(out)
-    click.echo(f'{{"report": "{page}"}}' if as_json else f"Report: {page}")
+    click.echo(json.dumps({"report": str(page)}) if as_json else f"Report: {page}")
     return 0

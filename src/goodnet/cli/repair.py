@@ -19,15 +19,12 @@ from goodnet.cli.options import (
 from goodnet.cli.output import print_table, print_text, write_page
 from goodnet.errors import DataError, UsageError
 from goodnet.guard.disagreement import Disagreement
-from goodnet.models.classifier import Classifier
-from goodnet.record import RepairRecord, ScanRecord, read_record, to_json
+from goodnet.record import RepairRecord, to_json
 from goodnet.repair.fine_pruning import FinePruning
 from goodnet.repair.unlearning import Unlearning
-from goodnet.repairing import METHODS, Limits, Output, repair
+from goodnet.repairing import METHODS, Found, Limits, Output, repair
 from goodnet.report.figures import visible
 from goodnet.report.terminal import repair_table
-from goodnet.triggers.files import read_triggers
-from goodnet.triggers.trigger import Trigger
 
 
 @click.command("repair", short_help="Turns a BadNet into a GoodNet with a class N: triggered.")
@@ -73,16 +70,19 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
     seed: int = options["seed"]
-    triggers: tuple[Trigger, ...] = ()
+    found: Found | None = None
     if options["scan_folder"] is not None:
-        seed, triggers = _found(options["scan_folder"], classifier)
+        found, scanned = Found.in_folder(options["scan_folder"])
+        if scanned.model.sha256 != classifier.sha256:
+            raise DataError(f"--scan: expected a scan of this net, but {options['scan_folder']} is of another")
+        seed = scanned.method.seed
     with progress.shown(options["as_json"]) as report:
         record, _ = repair(
             classifier,
             images,
             method=method,
             guard=Disagreement(max_fpr=options["max_fpr"]),
-            triggers=triggers,
+            found=found,
             limits=limits,
             output=output,
             seed=seed,
@@ -105,23 +105,6 @@ def _method(options: dict[str, Any]) -> FinePruning | Unlearning:
     if options["layer"] is not None:
         raise UsageError(f"--layer: expected none with --method {options['method']}, which trains all layers")
     return Unlearning(**given)
-
-
-def _found(folder: Path, classifier: Classifier) -> tuple[int, tuple[Trigger, ...]]:
-    """Seed of a scan of this net, and the triggers of the labels that it flagged."""
-    record = read_record(folder / "scan.json")
-    if not isinstance(record, ScanRecord):
-        raise DataError(f"--scan: expected {folder / 'scan.json'} to be a scan's record, got {record.format}")
-    if record.model.sha256 != classifier.sha256:
-        raise DataError(f"--scan: expected a scan of this net, but {folder} is one of {record.model.name}")
-    triggers = read_triggers(folder / "triggers.npz")
-    for trigger in triggers:
-        if tuple(trigger.pattern.shape) != classifier.input.shape or not 0 <= trigger.target < classifier.classes:
-            raise DataError(
-                f"--scan: expected triggers of {classifier.input.shape} for labels 0..{classifier.classes - 1}, got "
-                f"{tuple(trigger.pattern.shape)} for label {trigger.target} in {folder / 'triggers.npz'}; scan again"
-            )
-    return record.method.seed, tuple(trigger for trigger in triggers if trigger.target in record.flagged_labels)
 
 
 def _say(record: RepairRecord, *, asked: bool) -> None:
