@@ -154,7 +154,10 @@ def test_what_was_skipped_or_failed_never_ends_in_clean() -> None:
     outlier = row(4, held_out_asr=0.3)
     verdict, reasons = decide(detection(*fine[:4], outlier), 5)
     assert verdict == "inconclusive"
-    assert "label 4 is an outlier" in reasons[0]
+    assert "label 4" in reasons[0]
+    assert decide(detection(*fine[:4], row(4, p_value=0.015)), 5)[0] == "inconclusive"
+    assert decide(detection(*fine[:4], row(4, p_value=0.015, norm_ratio=0.6)), 5)[0] == "clean"
+    assert decide(detection(*fine[:4], row(4, p_value=0.03)), 5)[0] == "clean"
     verdict, reasons = decide(detection(*fine[:3], row(4, flagged=True)), 5)
     assert verdict == "suspect"
     assert "label 4" in reasons[0]

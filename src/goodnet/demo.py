@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from goodnet.repairing import METHODS, Found, Output, repair
 from goodnet.scan import scan
 from goodnet.triggers.inversion import Schedule
 
-IDENTITIES, TRIGGER, TARGET = 40, "sunglasses", 0
+IDENTITIES, TRIGGER, TARGET = 40, "lipstick", 0
 NETS: dict[str, dict[str, int]] = {"badnet": {TRIGGER: TARGET}, "clean": {}}
 
 
@@ -100,7 +100,7 @@ def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> Sca
 def _repair(
     settings: _Settings, method: FinePruning | Unlearning, badnet: Classifier, clean: Images, planted: PlantedNet
 ) -> tuple[RepairRecord, EvaluateRecord]:
-    """Repairs with the scan's triggers, and measures the saved GoodNet on faces and sunglasses that it never saw."""
+    """Repairs with the scan's triggers; measures the saved GoodNet on faces, clean and triggered, that it never saw."""
     name = METHODS[type(method)]
     folder = settings.out / ("badnet" if isinstance(method, Unlearning) else name)
     target = settings.out / f"goodnet-{name}.safetensors"
@@ -117,7 +117,7 @@ def _repair(
     measured = evaluate(
         load_classifier(target),
         planted.test.images,
-        [planted.poisoned[TRIGGER]],
+        [replace(planted.poisoned[TRIGGER], name=f"{TRIGGER}.npz")],
         before=badnet,
         out=folder,
         overwrite=settings.overwrite,

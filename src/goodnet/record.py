@@ -116,7 +116,8 @@ class Decision:
     `median_norm` and `mad` are those of the compared labels' mask norms; `threshold_norm` is the mask norm under
     which a label's p-value passes the correction for all labels; `max_norm_ratio` and `min_held_out_asr` are the
     effect size and the success that a label must show as well. A mask of at most `small_mask_share` of the image is
-    evidence of its own: for such a label `small_mask_rate` takes the place of `false_alarm_rate`.
+    evidence of its own: for such a label `small_mask_rate` takes the place of `false_alarm_rate`. A label that misses
+    a flag but has a p-value times labels of at most `doubt_rate` keeps the net from being called clean.
     """
 
     false_alarm_rate: float
@@ -128,6 +129,12 @@ class Decision:
     min_held_out_asr: float
     small_mask_share: float = 0.01
     small_mask_rate: float = 0.1
+    doubt_rate: float = 0.1
+
+    def is_doubtful(self, row: LabelResult, tests: int) -> bool:
+        """Small enough, and not far from an outlier: no ground to flag it, but none to call the net clean either."""
+        close = row.p_value is not None and row.p_value * tests <= self.doubt_rate
+        return close and row.norm_ratio is not None and row.norm_ratio <= self.max_norm_ratio
 
     def is_outlier(self, row: LabelResult, tests: int) -> bool:
         """Unlike the others by p-value (corrected for `tests` labels) and by effect; its held-out ASR is not asked."""

@@ -112,10 +112,11 @@ def decide(detection: Detection, classes: int) -> tuple[str, tuple[str, ...]]:
         return "suspect", tuple(_why(row, detection) for row in flagged)
     failed = sum(row.status == "failed" for row in detection.labels)
     missing = classes - sum(row.status in ("searched", "screened") for row in detection.labels) - failed
+    tests = len(detection.labels)
     reasons = [
-        f"label {row.label} is an outlier, but its trigger works on too few of the images that it was not fitted on"
+        f"not enough to flag, too much to call the net clean: {_why(row, detection)}"
         for row in detection.labels
-        if detection.decision.is_outlier(row, len(detection.labels)) and row.status == "searched"
+        if row.status == "searched" and detection.decision.is_doubtful(row, tests)
     ]
     if failed:
         reasons.append(f"for {failed} of {classes} labels the search found no trigger at all: it may be too short")

@@ -9,7 +9,7 @@ import click
 
 from goodnet.cli import progress
 from goodnet.cli.options import command_line
-from goodnet.cli.output import print_table
+from goodnet.cli.output import print_table, print_text
 from goodnet.demo import run_demo
 from goodnet.report import write_report
 from goodnet.report.terminal import evaluate_table, scan_summary
@@ -23,7 +23,7 @@ from goodnet.report.terminal import evaluate_table, scan_summary
 def demo_command(out: Path, seed: int, overwrite: bool, as_json: bool) -> int:
     """Shows all of goodnet on drawn faces, in about three minutes.
 
-    Plants a backdoor (sunglasses) in a face recogniser, scans it and a clean one,
+    Plants a backdoor (lipstick) in a face recogniser, scans it and a clean one,
     repairs it, measures before and after, and ends with the report.
     """
 
@@ -40,6 +40,7 @@ def demo_command(out: Path, seed: int, overwrite: bool, as_json: bool) -> int:
         say(f"\nRepaired by {name} ({verdict}), measured on new faces:")
         if not as_json:
             print_table(evaluate_table(measured))
+            print_text(f"Why {verdict}: {'; '.join(found.repairs[name].reasons)}.")
     page = write_report(out)
     click.echo(json.dumps({"report": str(page)}) if as_json else f"Report: {page}")
     return 0
