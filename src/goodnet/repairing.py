@@ -130,7 +130,7 @@ def repair(
     started = time.perf_counter()
     method, guard = method or FinePruning(), guard or Disagreement()
     limits, output, found = limits or Limits(), output or Output(), found or Found()
-    _check(classifier, output)
+    _check(classifier, found, output)
     check = preflight(classifier, images)
     if check.near_chance:
         raise UsageError(check.advice)
@@ -181,9 +181,15 @@ def _save(goodnet: Classifier, output: Output) -> str | None:
     return save_goodnet(goodnet, output.goodnet, overwrite=output.overwrite, arch_name=output.arch_name)
 
 
-def _check(classifier: Classifier, output: Output) -> None:
+def _check(classifier: Classifier, found: Found, output: Output) -> None:
     if classifier.refuses:
         raise UsageError(f"{classifier.name}: expected a plain classifier, got a GoodNet, which is repaired already")
+    for trigger in found.triggers:
+        if tuple(trigger.pattern.shape) != classifier.input.shape or not 0 <= trigger.target < classifier.classes:
+            raise DataError(
+                f"--scan: expected triggers of the net's shape {classifier.input.shape} and labels under "
+                f"{classifier.classes}, got {tuple(trigger.pattern.shape)} for label {trigger.target}; scan again"
+            )
     check_folder(output.folder, "repair.json", overwrite=output.overwrite)
     if output.goodnet is not None:
         check_file(output.goodnet, overwrite=output.overwrite)
