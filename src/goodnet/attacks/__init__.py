@@ -1,1 +1,1 @@
-
+"""Planting backdoors: for the demo, tests and benchmarks only."""

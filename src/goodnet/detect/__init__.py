@@ -1,1 +1,1 @@
-
+"""Detection methods, one file each."""

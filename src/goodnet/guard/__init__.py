@@ -1,1 +1,1 @@
-
+"""What decides class N at run time, one file each."""

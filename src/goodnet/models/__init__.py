@@ -1,1 +1,1 @@
-
+"""Nets: what they expect, how strangers' files are read safely, and how nets are cut."""
