@@ -68,7 +68,7 @@ class Inverted:
     Attributes:
         trigger: the smallest successful one, or, where none succeeded, the last one.
         success: some `patience` steps together reached the schedule's `keep_asr`.
-        final: mask and pattern at the last step, unsquashed (C + 1, H, W): where a later search may go on.
+        final: mask and pattern at the last step, unsquashed (C + 1, H, W).
     """
 
     trigger: Trigger
@@ -85,7 +85,6 @@ def invert(
     *,
     seed: int,
     block: int | None = None,
-    start: Sequence[Tensor] | None = None,
     on_steps: Callable[[int], None] | None = None,
 ) -> list[Inverted]:
     """Inverts a trigger for each of `labels`.
@@ -97,7 +96,6 @@ def invert(
         labels: the targets.
         seed: label L draws its start and its batches from (seed, L) alone, whatever else is in its block.
         block: triggered images a forward pass and thread: bounds memory, keeps activations in cache (32 on a CPU).
-        start: `Inverted.final` of an earlier search, one a label, to go on from; drawn at random otherwise.
         on_steps: called after every pass with how many labels moved on by a step, for progress.
 
     Returns:
@@ -112,7 +110,7 @@ def invert(
     for label in labels:
         if not bool((classes != label).any()):
             raise DataError(f"inversion: all {len(images)} images are of label {label}; add images of other classes")
-    search = _Search(classifier, images, classes, labels, schedule, seed, start)
+    search = _Search(classifier, images, classes, labels, schedule, seed)
     if search.device.type != "cpu":
         return search.run(range(len(labels)), block or 2048, on_steps)
     threads = min(torch.get_num_threads(), len(labels))
@@ -193,13 +191,11 @@ class _Search:
         labels: Sequence[int],
         schedule: Schedule,
         seed: int,
-        start: Sequence[Tensor] | None,
     ):
         self.classifier, self.labels, self.schedule, self.seed = classifier, labels, schedule, seed
         self.device = classifier.device
         self.images = images.to(self.device).permute(0, 2, 3, 1).contiguous()
         self.classes = classes.cpu().numpy()
-        self.first_raw = start
         self.stopped = False
         self.batches: dict[int, Tensor] = {}
 
@@ -233,8 +229,6 @@ class _Search:
         c, h, w = self.classifier.input.shape
         raw = torch.atanh(torch.from_numpy(random.random((h, w, 1 + c), dtype=np.float32)) * 1.98 - 0.99)
         self.batches[job] = self._batches(label, random)
-        if self.first_raw is not None:
-            raw = self.first_raw[job].permute(1, 2, 0)
         raw = raw.to(self.device)[None].contiguous()
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
         return _State(
