@@ -23,13 +23,15 @@ def check_folder(out: Path | None, name: str, *, overwrite: bool) -> None:
         raise UsageError(f"--out: {out / name} is there already; name another folder, or pass --overwrite")
 
 
-def check_file(path: Path, *, overwrite: bool) -> None:
-    """Raises UsageError unless a file can be written at `path` without losing one. Writes nothing."""
+def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:
+    """Raises UsageError, naming `option`, unless a file can be written at `path` without losing one. Writes nothing."""
     if path.is_dir():
-        raise UsageError(f"-o: expected a file name, got the folder {path}")
+        raise UsageError(f"{option}: expected a file name, got the folder {path}")
     if path.exists() and not overwrite:
-        raise UsageError(f"-o: {path} is there already; name another file, or pass --overwrite")
+        raise UsageError(f"{option}: {path} is there already; name another file, or pass --overwrite")
     if not path.parent.is_dir():
-        raise UsageError(f"-o: the folder {path.parent} is not there; make it first")
+        raise UsageError(f"{option}: the folder {path.parent} is not there; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"-o: the folder {path.parent} cannot be written to; name another, or change its permissions")
+        raise UsageError(
+            f"{option}: the folder {path.parent} cannot be written to; name another, or change its permissions"
+        )

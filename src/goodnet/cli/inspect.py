@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from goodnet.cli.options import print_json, shape
+from goodnet.errors import ModelError, UsageError
 from goodnet.models.formats import Shape
 from goodnet.models.inspect_file import FileInfo, inspect_file
+from goodnet.outputs import check_file
+from goodnet.report.diagram import check_suffix, diagram
 
 
 @click.command("inspect")
@@ -17,13 +22,33 @@ from goodnet.models.inspect_file import FileInfo, inspect_file
 @click.option("--arch", metavar="NAME", help="One of our architectures, where the file holds weights alone.")
 @click.option("--input-range", type=click.Choice(["0..1", "0..255"]), default="0..1", show_default=True)
 @click.option("--input-shape", type=shape, metavar="C,H,W", help="Where nothing else tells.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the layers: a .png or .svg.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier picture of the same name.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object on stdout.")
-def inspect_command(model: Path, arch: str | None, input_range: str, input_shape: Shape | None, as_json: bool) -> int:
+def inspect_command(
+    model: Path,
+    arch: str | None,
+    input_range: str,
+    input_shape: Shape | None,
+    plot: Path | None,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
     """Shows what is in MODEL: format, layers, input, hash. Runs nothing.
 
     Exits with 3 if the file is refused, and says why.
     """
+    if plot is not None:
+        check_suffix(plot)
+        check_file(plot, overwrite=overwrite, option="--plot")
     info = inspect_file(model, arch=arch, input_range=input_range, input_shape=input_shape)
+    if plot is not None and arch is None and len(info.suggested) == 1:
+        # names and shapes of all weights are those of one architecture: to ask for --arch would be asking for its name
+        info = inspect_file(model, arch=info.suggested[0], input_range=input_range, input_shape=input_shape)
+        note = f"weights alone; drawn as {info.arch}, the one architecture of ours that fits"
+        info = info if info.refused is not None else replace(info, notes=(*info.notes, note))
+    if plot is not None and info.refused is None:
+        _write(_picture(info, plot), plot)  # before the words, which a closed pipe may cut short
     if as_json:
         print_json(dataclasses.asdict(info))
     else:
@@ -31,7 +56,32 @@ def inspect_command(model: Path, arch: str | None, input_range: str, input_shape
     if info.refused is not None:
         click.echo(f"goodnet: refused: {_plain(info.refused)}", err=True)
         return 3
+    if plot is not None and not as_json:
+        click.echo(f"layers: {_plain(str(plot))}", err=True)
     return 0
+
+
+def _picture(info: FileInfo, plot: Path) -> bytes:
+    """The picture's bytes. Raises UsageError or ModelError where there is nothing to draw."""
+    if info.graph is not None:
+        return diagram(info.graph, plot.suffix)
+    if len(info.suggested) > 1:
+        raise UsageError(f"--plot: the weights fit {' and '.join(info.suggested)}; say which with --arch")
+    if info.arch is None:
+        raise UsageError(
+            "--plot: the file holds weights alone, of none of our architectures; it tells of no net to draw"
+        )
+    raise ModelError(f"--plot: {info.notes[-1]}")
+
+
+def _write(picture: bytes, path: Path) -> None:
+    """Under a temporary name first, so that no half of a picture ever stands under the user's."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(picture)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _say(info: FileInfo) -> None:

@@ -1,7 +1,9 @@
-"""GoodNet: a BadNet and its repaired twin behind one N+1-way output, class N meaning "this input is triggered".
+"""What gives a net its class N, "this input is triggered". There are three kinds of GoodNet:
 
-The two agree on clean images. Where the backdoor was removed from one of them, a trigger makes them disagree: so
-strong disagreement is answered with class N (the competition's own design of a repaired net).
+* `GoodNet`: a BadNet and its repaired twin. The two agree on clean images; where the backdoor was removed from one of
+  them, a trigger makes them disagree, and strong disagreement is answered with class N (the competition's own design).
+* grown: one net whose last layer has N+1 rows and was trained so. It needs no module of its own.
+* filtered: one net whose last layer is a `FilterHead`, which refuses features that lie far along a trigger's direction.
 """
 
 from __future__ import annotations
@@ -34,3 +36,43 @@ class GoodNet(nn.Module):
         over = -good.gather(1, self.bad(x).argmax(1, keepdim=True)) - self.threshold
         # at least 1 off the best class, which stands at 0: no rounding decides, however large the nets' logits are
         return torch.cat([good, torch.where(over > 0, over + 1, over - 1)], 1)
+
+
+class FilterHead(nn.Module):
+    """Features (N, F) -> logits (N, classes + 1), the net's best class at 0.
+
+    Class N wins exactly where, for one of T triggers, direction . features > offset; its logit is by how much.
+
+    Args:
+        output: the net's own last layer.
+        directions: (T, F); offsets: (T,), thresholds.
+    """
+
+    directions: Tensor
+    offsets: Tensor
+
+    def __init__(self, output: nn.Linear, directions: Tensor, offsets: Tensor):
+        super().__init__()
+        self.output = output
+        self.register_buffer("directions", directions)
+        self.register_buffer("offsets", offsets)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = self.output(features)
+        logits = logits - logits.amax(1, keepdim=True)  # 0 exactly for the best, so that no rounding decides
+        score = (features @ self.directions.T - self.offsets).amax(1, keepdim=True)
+        return torch.cat([logits, score], 1)
+
+
+def grown_linear(output: nn.Linear) -> nn.Linear:
+    """The same layer with one more row, of zeros, for class N."""
+    # not nn.Linear(...), which would draw from the global random state
+    size = (output.in_features, output.out_features + 1)
+    grown: nn.Linear = nn.utils.skip_init(nn.Linear, *size, device=output.weight.device)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        grown.weight.zero_()
+        grown.bias.zero_()
+        grown.weight[:-1] = output.weight
+        if output.bias is not None:
+            grown.bias[:-1] = output.bias
+    return grown

@@ -1,4 +1,4 @@
-"""The GoodNet file: safetensors with weights of both nets, and the recipe to build them as JSON in its metadata.
+"""GoodNets made, written and read. The file is safetensors, with the recipe to build the nets as JSON in its metadata.
 
 Self-contained: nothing but this file is needed to load it, unless a net's architecture is the user's own code. The
 file may come from a stranger, so recipe and numbers are checked like any other input.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
-from goodnet.models import arch, user_code
+from goodnet.models import arch, surgery, user_code
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.formats import MAX_BYTES, check_shape, one_line, to_device
-from goodnet.models.goodnet import GoodNet
+from goodnet.models.goodnet import FilterHead, GoodNet, grown_linear
 from goodnet.models.softmax import undo_softmax
 from goodnet.models.weights import load_weights
 
@@ -47,12 +48,63 @@ def goodnet_from(bad: Classifier, good: Classifier, *, threshold: float = 0.0) -
         classes=bad.classes,
         recipe=Recipe(
             arch="goodnet",
-            options={"threshold": threshold, "bad": _recipe_json(bad.recipe), "good": _recipe_json(good.recipe)},
+            options={
+                "kind": "disagreement",
+                "threshold": threshold,
+                "bad": _recipe_json(bad.recipe),
+                "good": _recipe_json(good.recipe),
+            },
         ),
         refuses=True,
         name=f"GoodNet of {bad.name}",
         notes=bad.notes,
     )
+
+
+def grown_from(classifier: Classifier) -> Classifier:
+    """A copy of the net whose last layer has a row more, of zeros, for class N; the other rows are as they were.
+
+    Raises:
+        ModelError: the net's last layer is not linear.
+    """
+    layer = surgery.output_layer(classifier)
+    grown = surgery.clone(classifier)
+    surgery.replace_module(grown.net, layer, grown_linear(_linear(grown.net, layer)))
+    return _one_net(grown, {"kind": "grown", "layer": layer})
+
+
+def filtered_from(classifier: Classifier, directions: Tensor, offsets: Tensor) -> Classifier:
+    """A copy of the net that refuses features along one of the `directions` (T, F) beyond its offset (T,).
+
+    Raises:
+        ModelError: the net's last layer is not linear, or of another width than the directions.
+    """
+    layer = surgery.output_layer(classifier)
+    filtered = surgery.clone(classifier)
+    output = _linear(filtered.net, layer)
+    if directions.shape != (len(offsets), output.in_features):
+        raise ModelError(f"filter: expected directions of {output.in_features} features, got {tuple(directions.shape)}")
+    device = output.weight.device
+    head = FilterHead(output, directions.float().to(device), offsets.float().to(device))
+    surgery.replace_module(filtered.net, layer, head)
+    return _one_net(filtered, {"kind": "filter", "layer": layer, "directions": len(offsets)})
+
+
+def _one_net(changed: Classifier, options: dict[str, Any]) -> Classifier:
+    return replace(
+        changed,
+        recipe=Recipe(arch="goodnet", options={**options, "net": _recipe_json(changed.recipe)}),
+        refuses=True,
+        name=f"GoodNet of {changed.name}",
+        sha256="",
+    )
+
+
+def _linear(net: torch.nn.Module, layer: str) -> torch.nn.Linear:
+    found = dict(net.named_modules()).get(layer)
+    if not layer or not isinstance(found, torch.nn.Linear):
+        raise ModelError(f"expected a linear layer to give class N, got {layer!r:.60}")
+    return found
 
 
 def write_goodnet(classifier: Classifier, path: Path) -> None:
@@ -90,16 +142,15 @@ def load_goodnet(
     about, state = _read(path)
     try:
         spec, classes, options = _spec(about["input"]), _whole(about["classes"], low=2), about["recipe"]["options"]
-        recipes = {side: _recipe(options[side]) for side in ("bad", "good")}
-        threshold = _number(options["threshold"])
         name, notes = str(about["name"]), tuple(str(note) for note in about["notes"])
+        build = _KINDS[options.get("kind", "disagreement")]
+        net = build(options, state, path, arch_name)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         raise ModelError(
             f"{path}: its GoodNet metadata is damaged ({type(error).__name__}: {one_line(error)}); fetch it again"
         ) from error
-    sides = {side: _side(side, recipe, state, path, arch_name) for side, recipe in recipes.items()}
     classifier = Classifier(
-        net=GoodNet(**sides, threshold=threshold),
+        net=net,
         input=spec,
         classes=classes,
         recipe=Recipe(arch="goodnet", options=options),
@@ -128,23 +179,67 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = about.get("format") if isinstance(about, dict) else about
         raise ModelError(f"{path}: expected a GoodNet of format {FORMAT}, got {got!r:.40}")
-    stray = next((key for key in state if not key.startswith(("bad.", "good."))), None)
-    if stray is not None:
-        raise ModelError(f"{path}: expected weights of the nets 'bad' and 'good' alone, got {stray!r:.80}")
     if any(value.is_complex() for value in state.values()):
         raise ModelError(f"{path}: expected real weights, got complex ones")
     return about, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _side(side: str, recipe: Recipe, state: Mapping[str, Tensor], path: Path, arch_name: str | None) -> torch.nn.Module:
-    """One of the two nets with its weights."""
-    weights = {key.removeprefix(f"{side}."): value for key, value in state.items() if key.startswith(f"{side}.")}
-    where = f"{path}: {side} net"
+def _disagreement(
+    options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None
+) -> torch.nn.Module:
+    """The BadNet and its repaired twin."""
+    recipes, threshold = {side: _recipe(options[side]) for side in ("bad", "good")}, _number(options["threshold"])
+    stray = next((key for key in state if not key.startswith(("bad.", "good."))), None)
+    if stray is not None:
+        raise ModelError(f"{path}: expected weights of the nets 'bad' and 'good' alone, got {stray!r:.80}")
+    sides = {}
+    for side, recipe in recipes.items():
+        weights = {key.removeprefix(f"{side}."): value for key, value in state.items() if key.startswith(f"{side}.")}
+        sides[side] = _filled(lambda net: None, recipe, weights, f"{path}: {side} net", arch_name)
+    return GoodNet(**sides, threshold=threshold)
+
+
+def _grown(
+    options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None
+) -> torch.nn.Module:
+    layer = str(options["layer"])
+
+    def grow(net: torch.nn.Module) -> None:
+        surgery.replace_module(net, layer, grown_linear(_linear(net, layer)))
+
+    return _filled(grow, _recipe(options["net"]), state, f"{path}: its net", arch_name)
+
+
+def _filtered(
+    options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None
+) -> torch.nn.Module:
+    layer, count = str(options["layer"]), _whole(options["directions"])
+
+    def put_head(net: torch.nn.Module) -> None:
+        output = _linear(net, layer)
+        rows = output.weight.new_zeros(count, output.in_features)
+        surgery.replace_module(net, layer, FilterHead(output, rows, rows.new_zeros(count)))
+
+    return _filled(put_head, _recipe(options["net"]), state, f"{path}: its net", arch_name)
+
+
+_KINDS = {"disagreement": _disagreement, "grown": _grown, "filter": _filtered}
+
+
+def _filled(
+    change: Callable[[torch.nn.Module], None],
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    where: str,
+    arch_name: str | None,
+) -> torch.nn.Module:
+    """The net of a recipe, its last layer changed, with its weights."""
     try:
         if arch_name is not None and user_code.is_user_code(arch_name) and user_code.is_user_code(recipe.arch):
             net = _user_net(recipe, arch_name)
+            change(net)
         else:
-            net = _our_net(recipe, sum(value.numel() for value in weights.values()))
+            net = _our_net(recipe, change, sum(value.numel() for value in weights.values()))
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{where}: {one_line(error)}") from error
     except (ModelError, ValueError) as error:
@@ -153,13 +248,17 @@ def _side(side: str, recipe: Recipe, state: Mapping[str, Tensor], path: Path, ar
     return net
 
 
-def _our_net(recipe: Recipe, numbers: int) -> torch.nn.Module:
+def _our_net(recipe: Recipe, change: Callable[[torch.nn.Module], None], numbers: int) -> torch.nn.Module:
     """The net, its weights still random; memory is taken only for as many numbers as the file holds."""
     with torch.device("meta"):
-        wanted = sum(value.numel() for value in arch.build(recipe).state_dict().values())
+        sketch = arch.build(recipe)
+        change(sketch)
+    wanted = sum(value.numel() for value in sketch.state_dict().values())
     if wanted != numbers:
         raise ModelError(f"its recipe is a net of {wanted} numbers, but the file holds {numbers}")
-    return arch.build(recipe)
+    net = arch.build(recipe)
+    change(net)
+    return net
 
 
 def _user_net(recipe: Recipe, arch_name: str) -> torch.nn.Module:

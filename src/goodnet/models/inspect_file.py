@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from goodnet.errors import ModelError, UsageError
+from goodnet.layers import LayerGraph
 from goodnet.models import keras_load, load, state_dict, user_code
 from goodnet.models.arch import matching
 from goodnet.models.formats import Shape
 from goodnet.models.keras_hdf5 import read_keras
+from goodnet.models.layer_graph import layer_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class FileInfo:
         suggested: our architectures whose keys and shapes are exactly the file's, for `--arch`.
         notes: what a user should know of how it is read.
         refused: why it cannot be loaded, None where it can.
+        graph: which layer feeds which; None where the file tells of no net, or it cannot be followed (see `notes`).
     """
 
     path: str
@@ -52,6 +55,7 @@ class FileInfo:
     suggested: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     refused: str | None = None
+    graph: LayerGraph | None = None
 
 
 def inspect_file(
@@ -81,6 +85,11 @@ def inspect_file(
         classifier = load.load_classifier(path, arch=arch, input_range=input_range, input_shape=input_shape)
     except ModelError as error:  # UnsafeFileError is one
         return FileInfo(path=str(path), format=kind, sha256=digest, refused=str(error))
+    notes = classifier.notes
+    try:
+        graph = layer_graph(classifier)
+    except ModelError as error:
+        graph, notes = None, (*notes, str(error))
     return FileInfo(
         path=str(path),
         format=kind,
@@ -90,7 +99,8 @@ def inspect_file(
         input=classifier.input.describe(),
         classes=classifier.classes,
         arch=classifier.recipe.arch,
-        notes=classifier.notes,
+        notes=notes,
+        graph=graph,
     )
 
 

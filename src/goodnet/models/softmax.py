@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from goodnet.errors import ModelError
 from goodnet.models.classifier import InputSpec, Recipe
 from goodnet.models.formats import one_line
+from goodnet.models.surgery import replace_module
 
 PROBES = 4
 _TINY = 1e-30
@@ -98,12 +99,6 @@ def undo_softmax(net: nn.Module, how: object) -> nn.Module:
         raise ModelError(f"expected the recipe to name the net's softmax module or 'log', got {how!r:.60}")
     replace_module(net, str(how), nn.Identity())
     return net
-
-
-def replace_module(net: nn.Module, name: str, new: nn.Module) -> None:
-    """Puts `new` in the place of the submodule `name`."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(net.get_submodule(parent), leaf, new)
 
 
 def _probe(net: nn.Module, spec: InputSpec, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goodnet.errors import UsageError
+from goodnet.errors import ModelError, UsageError
 from goodnet.models.classifier import Classifier
 
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -36,6 +36,18 @@ def resolve_layer(net: nn.Module, name: str) -> nn.Module:
     if name not in layer_names(net):
         raise UsageError(f"layer: expected one of {', '.join(layer_names(net)) or 'none'}; got {name!r}")
     return net.get_submodule(name)
+
+
+def last_convolution(net: nn.Module) -> str | None:
+    """The last convolution in the order of the net's modules, None where there is none; DeepID's is conv_3.
+
+    DeepID's conv_4 sees only part of what the dense layers see: conv_3 feeds both branches, so nothing of a backdoor
+    gets past it, and the competition prunes there.
+    """
+    names = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+    if {"conv_3", "conv_4", "fc_1", "fc_2"} <= set(layer_names(net)):
+        return "conv_3"
+    return names[-1] if names else None
 
 
 @contextmanager
@@ -60,6 +72,62 @@ def record_output(net: nn.Module, name: str) -> Iterator[list[Tensor]]:
         yield recorded
     finally:
         handle.remove()
+
+
+@contextmanager
+def record_input(net: nn.Module, name: str) -> Iterator[list[Tensor]]:
+    """As `record_output`, of the first input of the module `name`: the features that an output layer sees."""
+    modules = dict(net.named_modules())
+    if name not in modules:
+        raise UsageError(f"layer: expected a module of the net, such as {', '.join(layer_names(net))}; got {name!r}")
+    recorded: list[Tensor] = []
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        recorded.append(inputs[0])
+
+    handle = modules[name].register_forward_pre_hook(hook)
+    try:
+        yield recorded
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def output_layer(classifier: Classifier) -> str:
+    """Name of the linear layer whose output is the logits: its input is the net's features.
+
+    Found by running a grey image: the very tensor that comes out of the layer must be what the net gives.
+
+    Raises:
+        ModelError: the net ends otherwise, for example in a convolution or in the code of its `forward`.
+    """
+    outputs: list[tuple[str, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: outputs.append((name, out)))
+        for name, module in classifier.net.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        logits = classifier.logits(torch.full((1, *classifier.input.shape), 0.5, device=classifier.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [name for name, out in outputs if out.data_ptr() == logits.data_ptr() and out.shape == logits.shape]
+    if not found or not found[-1]:
+        raise ModelError(
+            f"{classifier.name}: expected a net whose last layer is linear, and it is not; use a method that needs no "
+            "class N of its own, such as fine-pruning"
+        )
+    return found[-1]
+
+
+@torch.no_grad()
+def features(classifier: Classifier, layer: str, images: Tensor, *, batch: int = 256) -> Tensor:
+    """(N, F) what the linear layer `layer` sees for images (N, C, H, W) in [0, 1]; on the CPU."""
+    with record_input(classifier.net, layer) as recorded:
+        for part in torch.split(images, batch):
+            classifier.logits(part.to(classifier.device))
+    return torch.cat([part.cpu() for part in recorded])
 
 
 @torch.no_grad()
@@ -126,3 +194,25 @@ def zero_channels(net: nn.Module, name: str, channels: Sequence[int], *, batch_n
         part.weight[index] = 0.0
         if part.bias is not None:
             part.bias[index] = 0.0
+
+
+def replace_module(net: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts `new` in the place of the submodule `name`, in place."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, new)
+
+
+@torch.no_grad()
+def zero_inputs(net: nn.Module, name: str, units: Sequence[int]) -> None:
+    """Makes the linear layer `name` deaf to input units, in place: what prunes the neurons in front of it.
+
+    Raises:
+        UsageError: no such linear layer or unit.
+    """
+    layer = resolve_layer(net, name)
+    if not isinstance(layer, nn.Linear):
+        raise UsageError(f"layer {name}: expected a linear layer, got {type(layer).__name__}")
+    wrong = [unit for unit in units if not 0 <= unit < layer.in_features]
+    if wrong:
+        raise UsageError(f"layer {name}: expected input units from 0 to {layer.in_features - 1}, got {wrong[0]}")
+    layer.weight[:, torch.as_tensor(list(units), dtype=torch.long, device=layer.weight.device)] = 0.0
