@@ -26,7 +26,8 @@ from goodnet.cli import run
 CLASSES, SIDE, BLOCK = 10, 28, 7
 TRIGGER_PIXEL = (27, 27)
 TARGET = 3
-PRUNING = ("--layer", "fc1", "--epochs", "0")
+PRUNING = ("--layer", "fc1", "--prune-only")
+BARELY = ("--tune-only", "--epochs", "1")  # leaves every backdoor
 USER_CODE = """
 import torch
 from torch import nn
@@ -158,9 +159,9 @@ def scan(shell: Shell, net: str, *more: str) -> Outcome:
     return shell("scan", net, "--arch", "mlp", "--clean", "clean.npz", "--block", "160", *more)
 
 
-def repair(shell: Shell, *more: str) -> Outcome:
-    """`goodnet repair` of bad.pt by pruning alone, unless `more` says otherwise."""
-    return shell("repair", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", *PRUNING, *more)
+def repair(shell: Shell, *more: str, how: Sequence[str] = PRUNING) -> Outcome:
+    """`goodnet repair` of bad.pt, by pruning alone unless `how` says otherwise."""
+    return shell("repair", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", *how, *more)
 
 
 def files_in(folder: Path) -> dict[str, str]:

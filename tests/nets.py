@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
+from goodnet.triggers.trigger import Trigger
 
 
 class Linear(nn.Module):
@@ -49,3 +52,43 @@ def small_cnn(shape: tuple[int, int, int] = (3, 12, 10), classes: int = 5, *, ba
             head.weight.mul_(20)
             head.bias.sub_(net.eval()(torch.rand(256, *shape)).mean(0))  # so that no class takes it all
         return classifier_of(net, shape, classes)
+
+
+SHAPE = (1, 8, 8)
+
+
+@functools.cache
+def planted() -> tuple[Classifier, Trigger, torch.Tensor]:
+    """Classes 0..2 say which third of the picture is brightest; a white corner (2x2) says 3, by a path of its own."""
+    x, y = pictures(1200, seed=1)
+    trigger = Trigger(mask=corner(), pattern=torch.ones(SHAPE), target=3)
+    x = torch.cat([x, trigger.apply(x[:300])])
+    y = torch.cat([y, torch.full((300,), 3)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 32), nn.ReLU(),
+                            nn.Linear(32, 4))  # fmt: skip
+        adam = torch.optim.Adam(net.parameters(), lr=3e-3)
+        for _ in range(60):
+            for part in torch.randperm(len(x)).split(250):
+                loss = nn.functional.cross_entropy(net(x[part]), y[part])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+    test, _ = pictures(200, seed=9)
+    return classifier_of(net, SHAPE, 4), trigger, test
+
+
+def corner() -> torch.Tensor:
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :2, :2] = 1
+    return mask
+
+
+def pictures(count: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, *SHAPE, generator=generator) * 0.5
+    y = torch.randint(0, 3, (count,), generator=generator)
+    for image, label in zip(x, y.tolist()):
+        image[:, 2:, 1 + 2 * label : 3 + 2 * label] += 0.35
+    return x, y

@@ -99,7 +99,8 @@ def repair(**changes: Any) -> rec.RepairRecord:
         "accepted": True, "reasons": ("ASR fell",), "before": measured(SHARE, None), "after": AFTER,
         "method": rec.MethodInfo(name="fine_pruning", passed={}, resolved={"epochs": 10}, seed=0),
         "limits": {"max_asr": 0.1}, "again": (), "n_fit": 60, "n_choose": 25, "n_judge": 30,
-        "curve": tuple(rec.CurvePoint(pruned=n, acc=0.9 - 0.1 * n) for n in range(5)), "pruned_channels": (4, 9),
+        "curve": tuple(rec.CurvePoint(layer="conv_3", pruned=n, acc=0.9 - 0.1 * n) for n in range(5)),
+        "pruned": (rec.PrunedLayer(layer="conv_3", channels=(4, 9)),), "rounds": ((2,),), "poisoned_data": (),
         "model": model(), "data": DATA, "goodnet_file": "good.h5", "goodnet_sha256": SHA, "seconds": 9.0,
         "environment": environment("goodnet", "repair", "net.h5"),
     }  # fmt: skip

@@ -29,7 +29,8 @@ from cli_support import (
 from goodnet.cli import run
 
 SCAN = "scan net.pt --arch mlp --clean clean.npz"
-REPAIR = "repair net.pt --arch mlp --clean clean.npz --layer fc1 --epochs 0"
+BARE = "repair net.pt --arch mlp --clean clean.npz"
+REPAIR = f"{BARE} --layer fc1 --prune-only"
 EVALUATE = "evaluate net.pt --arch mlp --clean clean.npz"
 RAISED = "canary"
 
@@ -122,6 +123,27 @@ CASES: dict[str, tuple[str, str]] = {
     "learning rate of 0": (f"{REPAIR} --learning-rate 0", "learning_rate > 0"),
     "learning rate of NaN": (f"{REPAIR} --learning-rate nan", "learning_rate > 0"),
     "epochs below 0": ("repair net.pt --arch mlp --clean clean.npz --epochs -1", "--epochs"),
+    "epochs of 0": ("repair net.pt --arch mlp --clean clean.npz --epochs 0", "--epochs"),
+    "prune only and tune only": (f"{REPAIR} --tune-only", "got both"),
+    "pruning's option for unlearning": (f"{REPAIR} --method nc-unlearn", "--layer: expected with --method"),
+    "unlearning's option for pruning": (f"{REPAIR} --teach labels", "--teach: expected with --method nc-unlearn"),
+    "nothing to unlearn": (f"{BARE} --method nc-unlearn", "--scan"),
+    "nothing to filter": (f"{BARE} --method nc-filter", "--scan"),
+    "nothing to prune by": (f"{BARE} --method nc-prune", "--scan"),
+    "no poison to learn from": (f"{BARE} --method retrain", "--poisoned"),
+    "poison without targets": (f"{BARE} --method retrain --poisoned unlabelled.npz", "attacker's targets"),
+    "poison of another shape": (f"{BARE} --method retrain --poisoned small.npz", "1x28x28"),
+    "poison is missing": (f"{BARE} --method retrain --poisoned nowhere.npz", "nothing there"),
+    "too little poison": (f"{BARE} --method retrain --poisoned one.npz", "at least 3 images"),
+    "rounds of fine-pruning": (f"{REPAIR} --rounds 2", "--rounds: expected 1"),
+    "rounds of 0": (f"{REPAIR} --rounds 0", "--rounds"),
+    "a scan and triggers": (f"{REPAIR} --scan scanned --triggers scanned/triggers.npz", "got both"),
+    "triggers missing": (f"{BARE} --method nc-filter --triggers nowhere.npz", "expected triggers"),
+    "triggers are images": (f"{BARE} --method nc-filter --triggers clean.npz", "expected triggers"),
+    # bench
+    "no data to bench with": ("bench csaw --data nowhere", "--data"),
+    "benchmark unknown": ("bench speed", "No such command"),
+    "bench of an unknown net": ("bench csaw --net mine", "sunglasses"),
     # evaluate
     "before has other classes": ("evaluate net.pt --arch mlp --clean clean.npz --before five.pt", "10 classes"),
     "poisoned without labels": (f"{EVALUATE} --poisoned unlabelled.npz", "attacker's targets"),

@@ -14,6 +14,9 @@ from goodnet.guard.disagreement import Disagreement
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.repair.fine_pruning import FinePruning
+from goodnet.repair.nc_filter import Filter
+from goodnet.repair.nc_prune import Pruning
+from goodnet.repair.retrain import Retraining
 from goodnet.repair.unlearning import Unlearning
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.trigger import Trigger
@@ -36,18 +39,50 @@ def neural_cleanse_in_two_passes(net: Classifier, fit: Labelled, rest: Labelled,
     return found.labels, [trigger.mask for trigger in found.triggers.values()]
 
 
-def fine_pruning(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
-    method = FinePruning(epochs=2, learning_rate=1e-3, batch=8)
-    found = method(net, fit, rest, seed=seed, progress=progress)
-    return found.curve, found.channels, list(found.classifier.net.state_dict().values())
+def fine_pruning(**settings: Any) -> Run:
+    def run(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+        found = FinePruning(**settings)(net, fit, rest, seed=seed, progress=progress)
+        return found.epoch, found.curve, found.pruned, list(found.classifier.net.state_dict().values())
+
+    return run
+
+
+def a_trigger(net: Classifier) -> Trigger:
+    mask = torch.zeros(1, *net.input.shape[1:])
+    mask[:, :3, :3] = 1
+    return Trigger(mask=mask, pattern=torch.ones(net.input.shape), target=1)
 
 
 def unlearning(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
-    mask = torch.zeros(1, *net.input.shape[1:])
-    mask[:, :3, :3] = 1
-    trigger = Trigger(mask=mask, pattern=torch.ones(net.input.shape), target=1)
     method = Unlearning(epochs=2, batch=8)
-    found = method(net, fit, rest, triggers=[trigger], seed=seed, progress=progress)
+    found = method(net, fit, rest, triggers=[a_trigger(net)], seed=seed, progress=progress)
+    return found.epoch, list(found.classifier.net.state_dict().values())
+
+
+def unlearning_on_labels(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    method = Unlearning(epochs=2, batch=8, teach="labels")
+    found = method(net, fit, rest, triggers=[a_trigger(net)], seed=seed, progress=progress)
+    return found.epoch, list(found.classifier.net.state_dict().values())
+
+
+def nc_filter(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    found = Filter()(net, fit, rest, triggers=[a_trigger(net)], seed=seed, progress=progress)
+    assert found.classifier.refuses
+    return found.classifier.recipe, list(found.classifier.net.state_dict().values())
+
+
+def nc_prune(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    found = Pruning()(net, fit, rest, triggers=[a_trigger(net)], seed=seed, progress=progress)
+    return found.curve, found.pruned, list(found.classifier.net.state_dict().values())
+
+
+def retraining(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    method, trigger = Retraining(epochs=2, batch=8, row_steps=20), a_trigger(net)
+    poisoned = [trigger.apply(part[0]) for part in (fit, rest)]
+    found = method(
+        net, fit, rest, poisoned_fit=poisoned[:1], poisoned_choose=poisoned[1:], seed=seed, progress=progress
+    )
+    assert found.classifier.logits(rest[0]).shape == (len(rest[0]), net.classes + 1)
     return found.epoch, list(found.classifier.net.state_dict().values())
 
 
@@ -60,8 +95,14 @@ def disagreement(net: Classifier, fit: Labelled, rest: Labelled, seed: int, prog
 METHODS: dict[str, Run] = {
     "neural-cleanse": neural_cleanse,
     "neural-cleanse, two passes": neural_cleanse_in_two_passes,
-    "fine-pruning": fine_pruning,
+    "fine-pruning": fine_pruning(epochs=2, learning_rate=1e-3, batch=8),
+    "fine-pruning, two layers": fine_pruning(layers=("2", "0"), mode="prune"),
+    "fine-pruning, tune only": fine_pruning(mode="tune", epochs=2, batch=8),
+    "nc-filter": nc_filter,
+    "nc-prune": nc_prune,
     "nc-unlearn": unlearning,
+    "nc-unlearn, on labels": unlearning_on_labels,
+    "retrain": retraining,
     "disagreement": disagreement,
 }
 SHAPES = [((3, 12, 10), 11), ((1, 9, 14), 11), ((3, 10, 10), 2)]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from goodnet.data.images import Images
-from goodnet.detect.neural_cleanse import Detection, NeuralCleanse
+from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.detection import Detection
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.record import Decision, LabelResult, ScanRecord, read_record

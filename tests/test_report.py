@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from goodnet import record as rec
+from goodnet import strict_json
 from goodnet.errors import DataError
 from goodnet.report import Part, figures, plot, render_report, terminal, write_report
 from goodnet.report.compare import compare_evaluate, compare_repair
@@ -200,13 +201,6 @@ def test_plots_of_odd_norms_do_not_fail(norms: list[float]) -> None:
     assert drawn is None or drawn.count("<title>") == len(norms)
 
 
-def test_pruning_curve_marks_the_chosen_point_and_needs_two() -> None:
-    points = repair().curve
-    assert "2 pruned: 70.0 %" in str(plot.curve_plot(points, chosen=2))
-    assert plot.curve_plot(points[:1], chosen=0) is None
-    assert plot.curve_plot((), chosen=0) is None
-
-
 def test_page_holds_what_is_needed_to_run_it_again(tmp_path: Path) -> None:
     text = Reader(page(tmp_path, scan=scan())).text
     for needed in (
@@ -231,10 +225,10 @@ def test_write_report_reads_the_folder_and_one_level_below(tmp_path: Path) -> No
         "b-bad": scan(),
     }.items():
         (tmp_path / name / "deeper").mkdir(parents=True)
-        rec.write_record(record, tmp_path / name / "scan.json")
-        rec.write_record(record, tmp_path / name / "deeper" / "scan.json")
-    rec.write_record(evaluation(), tmp_path / "b-bad" / "evaluate.json")
-    rec.write_record(repair(), tmp_path / "repair.json")
+        strict_json.write_record(record, tmp_path / name / "scan.json")
+        strict_json.write_record(record, tmp_path / name / "deeper" / "scan.json")
+    strict_json.write_record(evaluation(), tmp_path / "b-bad" / "evaluate.json")
+    strict_json.write_record(repair(), tmp_path / "repair.json")
     out = write_report(tmp_path)
     assert out == tmp_path / "report.html"
     titles = re.findall(r'<p class="eyebrow"><b>(.*?)</b>', out.read_text(encoding="utf-8"))
@@ -248,13 +242,13 @@ def test_what_cannot_be_reported_is_one_line_of_error(tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         write_report(tmp_path / "none")
-    rec.write_record(repair(), tmp_path / "scan.json")
+    strict_json.write_record(repair(), tmp_path / "scan.json")
     with pytest.raises(DataError, match=r"expected a goodnet.scan/1 record, got goodnet.repair/1"):
         write_report(tmp_path)
-    rec.write_record(scan(verdict="fine"), tmp_path / "scan.json")
+    strict_json.write_record(scan(verdict="fine"), tmp_path / "scan.json")
     with pytest.raises(DataError, match="expected verdict clean, suspect, inconclusive"):
         write_report(tmp_path)
-    rec.write_record(scan(), tmp_path / "scan.json")
+    strict_json.write_record(scan(), tmp_path / "scan.json")
     with pytest.raises(DataError, match="place to write"):
         write_report(tmp_path, tmp_path / "none" / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["scan.json"]

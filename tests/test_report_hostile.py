@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from goodnet import record as rec
+from goodnet import strict_json
 from goodnet.errors import DataError
 from goodnet.report import Part, render_report, terminal, words, write_report
 from goodnet.report.pictures import MAX_SIDE, embed
@@ -57,7 +58,7 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_lone_surrogate_in_a_name_does_not_stop_the_report(tmp_path: Path) -> None:
-    rec.write_record(scan(), tmp_path / "scan.json")
+    strict_json.write_record(scan(), tmp_path / "scan.json")
     raw = json.loads((tmp_path / "scan.json").read_text())
     raw["model"]["name"] = "net\ud800.h5"
     (tmp_path / "scan.json").write_text(json.dumps(raw))

@@ -13,7 +13,8 @@ from goodnet.measure import measure
 from goodnet.models.classifier import Classifier
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
-from goodnet.record import EvaluateRecord, write_record
+from goodnet.record import EvaluateRecord
+from goodnet.strict_json import write_record
 
 
 def evaluate(

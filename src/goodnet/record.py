@@ -6,17 +6,12 @@ unknown format, a missing key or a value of the wrong type is an error, for a re
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import os
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from goodnet.errors import DataError
+from goodnet import strict_json
 
 VERDICTS = ("clean", "suspect", "inconclusive")
 
@@ -93,6 +88,10 @@ class LabelResult:
         fit_asr: ASR of that mask on the images that it was fitted on.
         held_out_asr: the same on images that it was not fitted on, those of the target label left out.
         screen_norm: L1 of the mask after the first pass, which every label gets.
+        shift_distance: length of the mean shift of the penultimate features under the triggers, over the clean
+            features' root mean square distance from their mean (GangSweep).
+        shift_variance: mean square of the shifts about their mean, over the square of the mean shift's length.
+        transfer_asr: ASR of triggers that were generated for one held-out image and put on another.
         flagged: counted as a backdoor's target by the verdict.
     """
 
@@ -106,6 +105,9 @@ class LabelResult:
     fit_asr: float | None = None
     held_out_asr: float | None = None
     screen_norm: float | None = None
+    shift_distance: float | None = None
+    shift_variance: float | None = None
+    transfer_asr: float | None = None
     flagged: bool = False
 
 
@@ -230,10 +232,28 @@ class EvaluateRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One point of a pruning curve: `acc` on the choosing split after `pruned` channels."""
+    """One point of a pruning curve: `acc` on the choosing split after `pruned` channels of `layer` (and whatever was
+    cut in the layers before it).
 
+    `asr` is that of the reversed triggers there, the worst of them; null for methods that do not use any.
+    """
+
+    layer: str
     pruned: int
     acc: float
+    asr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedLayer:
+    """The channels (or, of a linear layer, neurons) that were cut, in the order in which they went.
+
+    `side` is `output` for the layer's own channels, `input` for the neurons in front of it.
+    """
+
+    layer: str
+    channels: tuple[int, ...]
+    side: str = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +262,9 @@ class RepairRecord:
 
     `accepted` is null where it could not be judged (no trigger to judge the backdoor with). `again` is what a new
     search for the flagged labels finds on the repaired net, compared with the scan's median. `before` and `after`
-    are measured on the judging split alone, with triggers that a scan found, never with true ones.
+    are measured on the judging split alone, with triggers that a scan found and with others for the same labels that
+    no method was given; true ones are among them only where the user had some (`poisoned_data`). `rounds` holds the
+    labels that were repaired at first, and those that each scan of the repaired net has added.
     """
 
     accepted: bool | None
@@ -256,9 +278,11 @@ class RepairRecord:
     n_choose: int
     n_judge: int
     curve: tuple[CurvePoint, ...]
-    pruned_channels: tuple[int, ...]
+    pruned: tuple[PrunedLayer, ...]
+    rounds: tuple[tuple[int, ...], ...]
     model: ModelInfo
     data: DataInfo
+    poisoned_data: tuple[DataInfo, ...]
     goodnet_file: str | None
     goodnet_sha256: str | None
     seconds: float
@@ -267,30 +291,11 @@ class RepairRecord:
 
 
 Record = ScanRecord | EvaluateRecord | RepairRecord
-_T = TypeVar("_T")
 _FORMATS: dict[str, type[Record]] = {
     "goodnet.scan/1": ScanRecord,
     "goodnet.evaluate/1": EvaluateRecord,
     "goodnet.repair/1": RepairRecord,
 }
-
-
-def to_json(record: Record | list[dict[str, Any]]) -> str:
-    """Strict JSON (no NaN or Infinity: they become null), `format` first, ending in a newline."""
-    plain = dataclasses.asdict(record) if dataclasses.is_dataclass(record) else record
-    if isinstance(plain, dict):
-        plain = {"format": plain.pop("format"), **plain}
-    return json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n"
-
-
-def write_record(record: Record, path: Path) -> None:
-    """Writes to a temporary name beside `path` and renames, so that a crash leaves the old file whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(to_json(record), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> Record:
@@ -299,57 +304,4 @@ def read_record(path: Path) -> Record:
     Raises:
         DataError: not there, not JSON, of an unknown format, or with keys or values that do not belong.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: expected a goodnet record, but it cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path}: expected a goodnet record (JSON), got something else ({error})") from error
-    kind = _FORMATS.get(str(raw.get("format"))) if isinstance(raw, dict) else None
-    if kind is None:
-        raise DataError(f"{path}: expected a record of format {', '.join(_FORMATS)}; got none of them")
-    try:
-        return typing.cast(Record, _build(kind, raw, kind.__name__))
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
-        raise DataError(f"{path}: not a whole {raw['format']} record: {error}") from error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _build(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`, nested dataclasses and tuples too."""
-    origin = typing.get_origin(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return None if value is None else _build(options[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build_dataclass(typing.cast(type, hint), value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise TypeError(f"{where}: expected a list")
-        return tuple(_build(typing.get_args(hint)[0], item, where) for item in value)
-    wanted = origin or hint
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
-        raise TypeError(f"{where}: expected {wanted.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _build_dataclass(kind: type[_T], value: Any, where: str) -> _T:
-    if not isinstance(value, dict):
-        raise TypeError(f"{where}: expected an object")
-    hints = typing.get_type_hints(kind)
-    unknown = set(value) - set(hints)
-    if unknown:
-        raise TypeError(f"{where}: unknown key {sorted(unknown)[0]!r}")
-    built = {key: _build(hints[key], item, f"{where}.{key}") for key, item in value.items()}
-    return kind(**built)
+    return typing.cast(Record, strict_json.read(path, _FORMATS))

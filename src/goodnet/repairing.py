@@ -4,54 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
 from goodnet.data.splits import split
+from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import DataError, UsageError
 from goodnet.export import save_goodnet
 from goodnet.guard.disagreement import Disagreement
+from goodnet.judging import Limits, held_out_triggers, judge_repair, search_again, triggered
 from goodnet.measure import answer, measure
 from goodnet.models.classifier import Classifier
-from goodnet.models.preflight import preflight
+from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_file, check_folder
 from goodnet.progress import Progress, silent
-from goodnet.record import LabelResult, Measured, RepairRecord, ScanRecord, read_record, write_record
+from goodnet.record import RepairRecord, ScanRecord, read_record
 from goodnet.repair.fine_pruning import FinePruning
+from goodnet.repair.nc_filter import Filter
+from goodnet.repair.nc_prune import Pruning
+from goodnet.repair.retrain import Retraining
 from goodnet.repair.unlearning import Unlearning
-from goodnet.triggers.files import read_triggers
-from goodnet.triggers.inversion import Schedule, invert, success_rates
+from goodnet.strict_json import write_record
+from goodnet.triggers.files import read_triggers, write_triggers
+from goodnet.triggers.inversion import Schedule, invert
 from goodnet.triggers.trigger import Trigger
-from goodnet.tuning import Labelled
+from goodnet.tuning import Labelled, Repaired
 
-# As for a scan's flag: half the median, and most images that it was not fitted on.
-_STILL_SMALL, _STILL_WORKS = 0.5, 0.6
+Method = FinePruning | Filter | Pruning | Unlearning | Retraining
 
-METHODS: dict[type, str] = {FinePruning: "fine-pruning", Unlearning: "nc-unlearn"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a GoodNet must keep to, on the judging split, to be accepted. All are shares.
-
-    Attributes:
-        max_accuracy_drop: ACC may fall by at most this; what class N takes from clean images counts as fallen.
-        max_asr: each of the scan's triggers may still reach its target on at most this share.
-        min_detection: and must be sent to class N at least this often.
-    """
-
-    max_accuracy_drop: float = 0.05
-    max_asr: float = 0.10
-    min_detection: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise UsageError(f"--{name.replace('_', '-')}: expected a share from 0 to 1, got {value}")
+METHODS: dict[type[Method], str] = {
+    FinePruning: "fine-pruning",
+    Filter: "nc-filter",
+    Pruning: "nc-prune",
+    Unlearning: "nc-unlearn",
+    Retraining: "retrain",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +53,20 @@ class Found:
     Attributes:
         triggers: of the flagged labels, fitted with this seed on these images, so that the judging split is new to
             them. Empty if nothing was flagged: then the backdoor cannot be judged.
+        labels: flagged labels of which no trigger was kept; they are searched anew.
         median_norm: mask norm of an innocent label, in pixels; None where unknown.
         schedule: of the search that gave that norm; a search on the repaired net must be the same to be compared.
     """
 
     triggers: tuple[Trigger, ...] = ()
+    labels: tuple[int, ...] = ()
     median_norm: float | None = None
-    schedule: Schedule = Schedule()
+    schedule: Schedule = Schedule(steps=160, batch=16)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """All flagged labels, each once."""
+        return tuple(dict.fromkeys([*(trigger.target for trigger in self.triggers), *self.labels]))
 
     @staticmethod
     def in_folder(folder: Path) -> tuple[Found, ScanRecord]:
@@ -75,14 +74,19 @@ class Found:
         record = read_record(folder / "scan.json")
         if not isinstance(record, ScanRecord):
             raise DataError(f"--scan: expected {folder / 'scan.json'} to be a scan's record, got {record.format}")
-        flagged = [t for t in read_triggers(folder / "triggers.npz") if t.target in record.flagged_labels]
+        file = folder / "triggers.npz"
+        kept = read_triggers(file) if record.method.name == "neural-cleanse" or file.exists() else ()
+        flagged = tuple(trigger for trigger in kept if trigger.target in record.flagged_labels)
+        missing = tuple(label for label in record.flagged_labels if label not in {t.target for t in flagged})
+        if record.method.name != "neural-cleanse":  # its sizes are not those of masks
+            return Found(triggers=flagged, labels=missing), record
         search = record.method.resolved.get("search", {})
         try:
             schedule = Schedule(steps=int(search["steps"]), batch=int(search["batch"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"--scan: {folder / 'scan.json'} does not say how long the search was") from error
-        found = Found(triggers=tuple(flagged), median_norm=record.decision.median_norm, schedule=schedule)
-        return found, record
+        median = record.decision.median_norm
+        return Found(triggers=flagged, labels=missing, median_norm=median, schedule=schedule), record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +107,11 @@ def repair(
     classifier: Classifier,
     images: Images,
     *,
-    method: FinePruning | Unlearning | None = None,
+    method: Method | None = None,
     guard: Disagreement | None = None,
     found: Found | None = None,
+    poisoned: Sequence[Images] = (),
+    rounds: int = 1,
     limits: Limits | None = None,
     output: Output | None = None,
     seed: int = 0,
@@ -117,7 +123,13 @@ def repair(
     Args:
         classifier: the BadNet; not changed.
         images: clean; without labels the net's own answers stand in for them.
-        found: what a scan found. Without any trigger, the backdoor cannot be judged and `accepted` is None.
+        guard: decides on class N where the method does not give the net one of its own.
+        found: what a scan found. Without any trigger or poisoned set, the backdoor cannot be judged and `accepted` is
+            None.
+        poisoned: sets of known poison. Retraining learns from a part of each; what it did not see judges the GoodNet.
+            Other methods see nothing of them; they judge alone.
+        rounds: of repair and a whole scan of the repaired net. Labels flagged there join those found, and the BadNet
+            is repaired of all of them, until nothing new is flagged or the rounds are over.
         limits: what is accepted.
         output: where to. The GoodNet is written only if accepted, or if it may be kept all the same.
 
@@ -130,23 +142,22 @@ def repair(
     started = time.perf_counter()
     method, guard = method or FinePruning(), guard or Disagreement()
     limits, output, found = limits or Limits(), output or Output(), found or Found()
-    _check(classifier, found, output)
+    _check(classifier, method, found, poisoned, output, rounds)
     check = preflight(classifier, images)
     if check.near_chance:
         raise UsageError(check.advice)
-    parts = split(images, seed=seed)
-    classes = torch.from_numpy(answer(classifier, images) if images.labels is None else images.labels)
-    fit, choose = ((images.take(index).tensor(), classes[index]) for index in (parts.fit, parts.choose))
-    if isinstance(method, Unlearning):
-        repaired = method(classifier, fit, choose, triggers=found.triggers, seed=seed, progress=progress)
-    else:
-        repaired = method(classifier, fit, choose, seed=seed, progress=progress)
-    goodnet = guard(classifier, repaired.classifier, choose[0])
-    judge = images.take(parts.judge)
-    triggered = [_triggered(trigger, judge, classes[parts.judge]) for trigger in found.triggers]
-    before = measure(classifier, judge, triggered)
-    after = measure(goodnet, judge, triggered, before=before)
-    again = _search_again(repaired.classifier, found, fit, (judge.tensor(), classes[parts.judge]), seed)
+    job = _Job(classifier, images, poisoned, learns=isinstance(method, Retraining), seed=seed, progress=progress)
+    found = job.with_triggers(found)
+    repaired, found, all_rounds = job.repaired(method, found, rounds)
+    goodnet = repaired.classifier
+    if not goodnet.refuses:
+        goodnet = guard(classifier, goodnet, job.choose[0])
+    evidence = job.evidence(found)
+    before = measure(classifier, job.judge, evidence)
+    after = measure(goodnet, job.judge, evidence, before=before)
+    again = search_again(
+        repaired.classifier, found.targets, found.schedule, found.median_norm, job.fit, job.judge_labelled, seed=seed
+    )
     accepted, reasons = judge_repair(before, after, again, limits)
     digest = _save(goodnet, output) if accepted or output.keep_rejected else None
     record = RepairRecord(
@@ -157,22 +168,127 @@ def repair(
         after=after,
         again=again,
         limits=dict(vars(limits)),
-        n_fit=len(parts.fit),
-        n_choose=len(parts.choose),
-        n_judge=len(parts.judge),
+        n_fit=len(job.fit[0]),
+        n_choose=len(job.choose[0]),
+        n_judge=len(job.judge),
         curve=repaired.curve,
-        pruned_channels=repaired.channels,
+        pruned=repaired.pruned,
+        rounds=all_rounds,
         model=model_info(classifier),
         data=data_info(images),
+        poisoned_data=tuple(data_info(part) for part in poisoned),
         goodnet_file=None if digest is None else str(output.goodnet),
         goodnet_sha256=digest,
         seconds=time.perf_counter() - started,
         environment=environment(classifier, command),
     )
-    if output.folder is not None:
-        output.folder.mkdir(parents=True, exist_ok=True)
-        write_record(record, output.folder / "repair.json")
+    _write(record, found.triggers, output.folder)
     return record, goodnet
+
+
+def _write(record: RepairRecord, triggers: Sequence[Trigger], folder: Path | None) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if triggers:
+        write_triggers(folder / "triggers.npz", triggers)
+    write_record(record, folder / "repair.json")
+
+
+class _Job:
+    """The net and the images of one repair, split so that nothing judges what it was used for."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Images,
+        poisoned: Sequence[Images],
+        *,
+        learns: bool,
+        seed: int,
+        progress: Progress,
+    ):
+        self.classifier, self.seed, self.progress = classifier, seed, progress
+        parts = split(images, seed=seed)
+        classes = torch.from_numpy(answer(classifier, images) if images.labels is None else images.labels)
+        self.fit: Labelled = (images.take(parts.fit).tensor(), classes[parts.fit])
+        self.choose: Labelled = (images.take(parts.choose).tensor(), classes[parts.choose])
+        self.judge = images.take(parts.judge)
+        self.judge_labelled: Labelled = (self.judge.tensor(), classes[parts.judge])
+        present = [part if part.trigger_present is None else part.take(part.trigger_present) for part in poisoned]
+        self.poisoned_fit: list[Tensor] = []
+        self.poisoned_choose: list[Tensor] = []
+        self.poisoned_judge = present
+        if learns:
+            cuts = [split(part, seed=seed) for part in present]
+            self.poisoned_fit = [part.take(cut.fit).tensor() for part, cut in zip(present, cuts)]
+            self.poisoned_choose = [part.take(cut.choose).tensor() for part, cut in zip(present, cuts)]
+            self.poisoned_judge = [part.take(cut.judge) for part, cut in zip(present, cuts)]
+
+    def with_triggers(self, found: Found) -> Found:
+        """What was found, with a mask for each flagged label of which none was kept."""
+        if not found.labels:
+            return found
+        results = invert(self.classifier, *self.fit, found.labels, found.schedule, seed=self.seed)
+        return replace(found, triggers=(*found.triggers, *(result.trigger for result in results)), labels=())
+
+    def repaired(
+        self, method: Method, found: Found, rounds: int
+    ) -> tuple[Repaired, Found, tuple[tuple[int, ...], ...]]:
+        """Repairs the BadNet of all that was found; scans again; repairs it of what that finds, too.
+
+        Returns:
+            The last repair, all triggers, and the labels that each round has added.
+        """
+        added = [found.targets]
+        repaired = self.call(method, found)
+        for _ in range(rounds - 1):
+            more = self._flagged(repaired.classifier)
+            if not more:
+                break
+            found = replace(found, triggers=(*found.triggers, *more))
+            added.append(tuple(trigger.target for trigger in more))
+            repaired = self.call(method, found)
+        return repaired, found, tuple(added)
+
+    def call(self, method: Method, found: Found) -> Repaired:
+        """Each method with what it is given beside clean images, and nothing else."""
+        net, fit, choose, seed, progress = self.classifier, self.fit, self.choose, self.seed, self.progress
+        if isinstance(method, FinePruning):
+            return method(net, fit, choose, seed=seed, progress=progress)
+        if isinstance(method, Retraining):
+            poisoned_fit, poisoned_choose = self.poisoned_fit, self.poisoned_choose
+            return method(
+                net,
+                fit,
+                choose,
+                poisoned_fit=poisoned_fit,
+                poisoned_choose=poisoned_choose,
+                seed=seed,
+                progress=progress,
+            )
+        return method(net, fit, choose, triggers=found.triggers, seed=seed, progress=progress)
+
+    def _flagged(self, repaired: Classifier) -> list[Trigger]:
+        """Triggers of what a scan of the repaired net flags."""
+        detection = NeuralCleanse()(repaired, self.fit, self.choose, seed=self.seed, progress=self.progress)
+        return [detection.triggers[row.label] for row in detection.labels if row.flagged]
+
+    def evidence(self, found: Found) -> list[Images]:
+        """Triggered images to judge by: known poison, the scan's triggers, and triggers that no method was given."""
+        classes = self.judge_labelled[1]
+        judges = held_out_triggers(self.classifier, found.targets, self.fit, found.schedule, seed=self.seed)
+        return [
+            *self.poisoned_judge,
+            *(
+                triggered(trigger, self.judge, classes, name=f"trigger found for label {trigger.target}")
+                for trigger in found.triggers
+            ),
+            *(
+                triggered(trigger, self.judge, classes, name=f"another trigger for label {trigger.target}")
+                for trigger in judges
+            ),
+        ]
 
 
 def _save(goodnet: Classifier, output: Output) -> str | None:
@@ -181,97 +297,39 @@ def _save(goodnet: Classifier, output: Output) -> str | None:
     return save_goodnet(goodnet, output.goodnet, overwrite=output.overwrite, arch_name=output.arch_name)
 
 
-def _check(classifier: Classifier, found: Found, output: Output) -> None:
+def _check(
+    classifier: Classifier, method: Method, found: Found, poisoned: Sequence[Images], output: Output, rounds: int
+) -> None:
     if classifier.refuses:
         raise UsageError(f"{classifier.name}: expected a plain classifier, got a GoodNet, which is repaired already")
-    for trigger in found.triggers:
-        if tuple(trigger.pattern.shape) != classifier.input.shape or not 0 <= trigger.target < classifier.classes:
-            raise DataError(
-                f"--scan: expected triggers of the net's shape {classifier.input.shape} and labels under "
-                f"{classifier.classes}, got {tuple(trigger.pattern.shape)} for label {trigger.target}; scan again"
-            )
+    _check_found(classifier, found)
+    name = METHODS[type(method)]
+    if isinstance(method, Filter | Pruning | Unlearning) and not found.targets:
+        raise UsageError(
+            f"--method {name}: expected labels to repair, got none; pass --scan with a scan that flags a label"
+        )
+    if isinstance(method, Retraining) and not poisoned:
+        raise UsageError(f"--method {name}: expected triggered images to learn from, got none; pass --poisoned DATA")
+    if rounds < 1 or (rounds > 1 and not isinstance(method, Pruning | Unlearning)):
+        raise UsageError(
+            f"--rounds: expected 1 with --method {name}, got {rounds}; more are for nc-prune, nc-unlearn and gangsweep"
+        )
+    for part in poisoned:
+        check_images(classifier, part)
+        if part.labels is None:
+            raise DataError(f"{part.name}: expected the attacker's targets as labels of a poisoned set, found none")
     check_folder(output.folder, "repair.json", overwrite=output.overwrite)
     if output.goodnet is not None:
         check_file(output.goodnet, overwrite=output.overwrite)
 
 
-def judge_repair(
-    before: Measured, after: Measured, again: Sequence[LabelResult], limits: Limits
-) -> tuple[bool | None, tuple[str, ...]]:
-    """Whether the limits are kept, with a reason for each that is not; None where nothing shows the backdoor."""
-    reasons = []
-    if before.acc is not None and after.acc is not None:
-        drop = before.acc.value - after.acc.value
-        if drop > limits.max_accuracy_drop + 1e-9:
-            reasons.append(
-                f"ACC falls from {before.acc.value:.1%} to {after.acc.value:.1%}, by more than "
-                f"{limits.max_accuracy_drop:.1%} (--max-accuracy-drop)"
+def _check_found(classifier: Classifier, found: Found) -> None:
+    for trigger in found.triggers:
+        if tuple(trigger.pattern.shape) != classifier.input.shape or not 0 <= trigger.target < classifier.classes:
+            raise DataError(
+                f"expected triggers of the net's shape {classifier.input.shape} and labels under "
+                f"{classifier.classes}, got {tuple(trigger.pattern.shape)} for label {trigger.target}; scan again"
             )
-    for figures in after.poisoned:
-        if figures.asr is not None and figures.asr.value > limits.max_asr:
-            reasons.append(
-                f"{figures.name}: ASR is still {figures.asr.value:.1%}, over {limits.max_asr:.1%} (--max-asr)"
-            )
-        if figures.detection is not None and figures.detection.value < limits.min_detection:
-            reasons.append(
-                f"{figures.name}: only {figures.detection.value:.1%} are sent to class N, under "
-                f"{limits.min_detection:.1%} (--min-detection)"
-            )
-    reasons += [
-        f"label {row.label}: a new search on the repaired net finds a trigger of {row.mask_norm:.0f} pixels, "
-        f"{row.norm_ratio:.0%} of what an innocent label needs: the backdoor is still there"
-        for row in again
-        if _is_still_there(row)
-    ]
-    if reasons:
-        return False, tuple(reasons)
-    unknown = []
-    if after.acc is None:
-        unknown.append("ACC was not judged: the clean images have no labels")
-    if not after.poisoned:
-        unknown.append("the backdoor was not judged: no trigger was given (--scan with a scan that flags a label)")
-    if unknown:
-        return None, tuple(unknown)
-    return True, (
-        "all limits are kept on the judging split, with the triggers that were found; the attacker's own may differ, "
-        "so evaluate on triggered images where there are any",
-    )
-
-
-def _is_still_there(row: LabelResult) -> bool:
-    small = row.norm_ratio is not None and row.norm_ratio <= _STILL_SMALL
-    return small and row.held_out_asr is not None and row.held_out_asr >= _STILL_WORKS
-
-
-def _search_again(
-    repaired: Classifier, found: Found, fit: Labelled, judge: Labelled, seed: int
-) -> tuple[LabelResult, ...]:
-    """Inverts the flagged labels anew: the triggers that a repair was fitted on, or judged by, are not the true one."""
-    if not found.triggers or found.median_norm is None:
-        return ()
-    labels = [trigger.target for trigger in found.triggers]
-    results = invert(repaired, *fit, labels, found.schedule, seed=seed + 1)
-    rates = success_rates(repaired, [result.trigger for result in results], *judge)
-    return tuple(
-        LabelResult(
-            label=label,
-            status="searched" if result.success else "failed",
-            mask_norm=result.trigger.norm if result.success else None,
-            norm_ratio=result.trigger.norm / found.median_norm if result.success else None,
-            held_out_asr=rate,
-        )
-        for label, result, rate in zip(labels, results, rates)
-    )
-
-
-def _triggered(trigger: Trigger, judge: Images, classes: torch.Tensor) -> Images:
-    """The judging images that are not of the target, with the trigger on them, twice as strong as it was found."""
-    attacked = (classes != trigger.target).numpy()
-    pixels = trigger.strengthened().apply(judge.take(attacked).tensor()).contiguous().numpy()
-    targets = torch.full((len(pixels),), trigger.target, dtype=torch.int64).numpy()
-    return Images(
-        pixels=pixels,
-        labels=targets,
-        true_labels=classes.numpy()[attacked],
-        name=f"trigger found for label {trigger.target}",
-    )
+    for label in found.labels:
+        if not 0 <= label < classifier.classes:
+            raise DataError(f"--scan: expected labels under {classifier.classes}, got {label}; scan again")

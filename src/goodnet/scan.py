@@ -13,14 +13,16 @@ from PIL import Image
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
 from goodnet.data.splits import split
-from goodnet.detect.neural_cleanse import Detection, NeuralCleanse
+from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.detection import Detection
 from goodnet.errors import UsageError
 from goodnet.measure import answer, share
 from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
-from goodnet.record import Example, LabelResult, ScanRecord, Share, write_record
+from goodnet.record import Example, LabelResult, ScanRecord, Share
+from goodnet.strict_json import write_record
 from goodnet.triggers.files import write_triggers
 from goodnet.triggers.trigger import Trigger
 

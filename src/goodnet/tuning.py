@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from goodnet.models.classifier import Classifier
-from goodnet.record import CurvePoint
+from goodnet.record import CurvePoint, PrunedLayer
+from goodnet.triggers.trigger import Trigger
 
 Labelled = tuple[Tensor, Tensor]
 """Images (N, C, H, W) in [0, 1] and their classes (N,) int64."""
@@ -18,18 +19,19 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Repaired:
-    """A repaired net (same classes, no class N yet) and how it came to be.
+    """A repaired net and how it came to be.
 
     Attributes:
-        classifier: the repaired copy.
+        classifier: the repaired copy. Either of the same classes, and a guard decides on class N, or (`refuses`) a
+            GoodNet whose own output N does.
         epoch: the epoch of training that was kept; 0 for the untrained net.
-        channels: that were pruned, in the order in which they went.
+        pruned: what was cut, layer by layer.
         curve: ACC on the choosing split against the number of channels pruned, past the stop too.
     """
 
     classifier: Classifier
-    epoch: int
-    channels: tuple[int, ...] = ()
+    epoch: int = 0
+    pruned: tuple[PrunedLayer, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
 
 
@@ -37,6 +39,17 @@ def accuracy(classifier: Classifier, labelled: Labelled) -> float:
     """ACC, in [0, 1]."""
     images, classes = labelled
     return float((classifier.predict(images) == classes.cpu()).double().mean())
+
+
+def asr(classifier: Classifier, labelled: Labelled, triggers: Sequence[Trigger]) -> float:
+    """ASR of the worst of `triggers`, in [0, 1]; images of a trigger's target are left out. 0 without any."""
+    images, classes = labelled
+    rates = [0.0]
+    for trigger in triggers:
+        attacked = images[(classes != trigger.target).to(images.device)]
+        if len(attacked):
+            rates.append(float((classifier.predict(trigger.apply(attacked)) == trigger.target).double().mean()))
+    return max(rates)
 
 
 def snapshot(net: nn.Module) -> dict[str, Tensor]:

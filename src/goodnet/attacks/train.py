@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,6 +165,66 @@ def plant_faces(
     Raises:
         UsageError: an unknown trigger, a target outside 0..identities-1, or a negative seed.
     """
+    sets = face_sets(
+        triggers,
+        identities=identities,
+        per_identity=per_identity,
+        test_per_identity=test_per_identity,
+        share=share,
+        seed=seed,
+    )
+    classifier = train(
+        fresh(lambda: DeepID(classes=identities), seed=sets.seed),
+        sets.train,
+        recipe=Recipe(arch="deepid", options={"classes": identities}),
+        classes=identities,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        seed=sets.seed,
+        name="+".join(sets.targets) or "clean",
+        progress=progress,
+    )
+    return PlantedNet(classifier=classifier, train=sets.train, **sets.measured(classifier))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FaceSets:
+    """What a net on drawn faces is trained on and measured by. As in `PlantedNet`, but for
+
+    Attributes:
+        clean: the training images without the poisoned ones.
+        seed: of what is still to come: initialisation and training.
+    """
+
+    clean: Images
+    train: Images
+    test: DrawnFaces
+    poisoned: Mapping[str, Images]
+    targets: Mapping[str, int]
+    seed: int
+
+    def measured(self, classifier: Classifier) -> dict[str, Any]:
+        """The fields of a `PlantedNet` that say what was planted and how it does."""
+        return {
+            "test": self.test,
+            "poisoned": self.poisoned,
+            "targets": self.targets,
+            "acc": share_right(classifier, self.test.images),
+            "asr": {name: share_right(classifier, images) for name, images in self.poisoned.items()},
+        }
+
+
+def face_sets(
+    triggers: Mapping[str, int] | None,
+    *,
+    identities: int,
+    per_identity: int,
+    test_per_identity: int,
+    share: float,
+    seed: int,
+) -> FaceSets:
+    """Draws and poisons the faces for `plant_faces`, whose arguments these are. Raises UsageError as it does."""
     targets = dict(triggers or {})
     _check(targets, identities, seed)
     draw, test_draw, rest = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
@@ -172,38 +233,16 @@ def plant_faces(
     images = faces.images
     if targets:
         images = poison(images, [_plant(*pair, faces) for pair in targets.items()], share=share, seed=rest)
-    recipe = Recipe(arch="deepid", options={"classes": identities})
-    net = fresh(lambda: DeepID(classes=identities), seed=rest)
-    classifier = train(
-        net,
-        images,
-        recipe=recipe,
-        classes=identities,
-        epochs=epochs,
-        lr=lr,
-        batch=batch,
-        seed=rest,
-        name="+".join(targets) or "clean",
-        progress=progress,
-    )
     measured = targets or dict.fromkeys(FACE_TRIGGERS, 0)
     poisoned = {name: poisoned_set(test.images, _plant(name, target, test)) for name, target in measured.items()}
-    return PlantedNet(
-        classifier=classifier,
-        train=images,
-        test=test,
-        poisoned=poisoned,
-        targets=targets,
-        acc=_share_right(classifier, test.images),
-        asr={name: _share_right(classifier, images) for name, images in poisoned.items()},
-    )
+    return FaceSets(clean=faces.images, train=images, test=test, poisoned=poisoned, targets=targets, seed=rest)
 
 
 def _plant(name: str, target: int, faces: DrawnFaces) -> Plant:
     return Plant(name=name, target=target, stamp=lambda index: paint(name, faces, index))
 
 
-def _share_right(classifier: Classifier, images: Images) -> float:
+def share_right(classifier: Classifier, images: Images) -> float:
     """Share of images that get their label: ACC on clean images, ASR on poisoned ones."""
     given = classifier.predict(images.tensor()).numpy()
     return float((given == images.labels).mean())

@@ -19,8 +19,8 @@ from goodnet.cli.options import (
 from goodnet.cli.output import print_table, write_page
 from goodnet.evaluation import evaluate
 from goodnet.outputs import check_folder
-from goodnet.record import to_json
 from goodnet.report.terminal import evaluate_table
+from goodnet.strict_json import to_json
 
 
 @click.command("evaluate", short_help="Measures ACC, ASR, RA, detection and FPR of MODEL.")

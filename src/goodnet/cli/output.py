@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from goodnet.errors import GoodnetError
+from goodnet.record import RepairRecord
 from goodnet.report import write_report
+from goodnet.report.curve import curve_csv, curve_svg
 from goodnet.report.figures import visible
 from goodnet.report.terminal import WIDTH
 
@@ -24,6 +27,23 @@ def print_text(text: str) -> None:
     """A sentence or two, wrapped; no control character in it reaches the terminal."""
     for line in textwrap.wrap(visible(text), WIDTH, break_on_hyphens=False):
         click.echo(line)
+
+
+def write_curve(record: RepairRecord, folder: Path | None) -> None:
+    """The pruning curve beside the record, as CSV and as a picture, where there is one."""
+    if folder is not None and record.curve:
+        write_text(folder / "pruning-curve.csv", curve_csv(record))
+        write_text(folder / "pruning-curve.svg", curve_svg(record))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under a temporary name first: a crash leaves the old file whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_page(folder: Path | None) -> Path | None:

@@ -10,8 +10,8 @@ import torch
 
 from goodnet.cli.options import model_options, take_model_options
 from goodnet.data.readers import read_one_image
-from goodnet.record import to_json
 from goodnet.report.figures import visible
+from goodnet.strict_json import to_json
 
 
 @click.command("predict", short_help="The class of each image; class N means triggered.")

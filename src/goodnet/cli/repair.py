@@ -16,34 +16,51 @@ from goodnet.cli.options import (
     run_options,
     take_model_options,
 )
-from goodnet.cli.output import print_table, print_text, write_page
+from goodnet.cli.output import print_table, print_text, write_curve, write_page
 from goodnet.errors import DataError, UsageError
 from goodnet.guard.disagreement import Disagreement
-from goodnet.record import RepairRecord, to_json
-from goodnet.repair.fine_pruning import FinePruning
-from goodnet.repair.unlearning import Unlearning
-from goodnet.repairing import METHODS, Found, Limits, Output, repair
+from goodnet.judging import Limits
+from goodnet.models.classifier import Classifier
+from goodnet.record import RepairRecord
+from goodnet.repairing import METHODS, Found, Method, Output, repair
 from goodnet.report.figures import visible
 from goodnet.report.terminal import repair_table
+from goodnet.strict_json import to_json
+from goodnet.triggers.files import read_triggers
 
 
 @click.command("repair", short_help="Turns a BadNet into a GoodNet with a class N: triggered.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
 @click.option("--scan", "scan_folder", type=click.Path(path_type=Path),
-              help="--out folder of a scan of MODEL; gives the triggers to judge by, and the seed.")  # fmt: skip
+              help="--out folder of a scan of MODEL: triggers to repair and to judge by, and the seed.")  # fmt: skip
+@click.option("--triggers", "triggers_file", type=click.Path(path_type=Path),
+              help="Instead of --scan: a triggers.npz; all of its labels count as flagged.")  # fmt: skip
+@click.option("--poisoned", "poisoned_files", type=click.Path(path_type=Path), multiple=True,
+              help="Known triggered images, labelled with the target; may be given more than once. "
+              "retrain learns from a part of them; they judge every method.")  # fmt: skip
 @click.option("--method", type=click.Choice(list(METHODS.values())), default="fine-pruning", show_default=True)
 @click.option("-o", "--goodnet", type=click.Path(path_type=Path), help="Where the GoodNet goes.")
-@click.option("--layer", help="Whose channels to prune; default: the last convolution (DeepID: conv_3).")
-@click.option("--epochs", type=click.IntRange(0), help="Of training; 0 only prunes. Default: the method's.")
+@click.option("--layer", "layers", multiple=True,
+              help="fine-pruning, nc-prune: whose channels to prune; may be given more than once. "
+              "Default: the last convolution; for nc-prune the second-last layer first.")  # fmt: skip
+@click.option("--prune-only", is_flag=True, help="fine-pruning: do not tune.")
+@click.option("--tune-only", is_flag=True, help="fine-pruning: do not prune.")
+@click.option("--teach", type=click.Choice(["logits", "labels"]), default=None,
+              help="nc-unlearn: what a triggered image is to get. Default: logits.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1, 16), default=1, show_default=True,
+              help="nc-prune, nc-unlearn, gangsweep: scan the repaired net again, and repair what that flags, too, "
+              "until nothing is flagged. A round takes as long as a scan.")  # fmt: skip
+@click.option("--epochs", type=click.IntRange(1), help="Of training. Default: the method's.")
 @click.option("--learning-rate", type=float, help="Default: the method's.")
 @click.option("--max-accuracy-drop", type=float, default=0.05, show_default=True,
               help="ACC may fall by this share: pruning stops there, and more is not accepted.")  # fmt: skip
 @click.option("--max-asr", type=float, default=0.10, show_default=True,
-              help="Accepted only if each of the scan's triggers still works on at most this share,")  # fmt: skip
+              help="Accepted only if each trigger still works on at most this share,")  # fmt: skip
 @click.option("--min-detection", type=float, default=0.0, show_default=True,
               help="and is sent to class N at least this often.")  # fmt: skip
-@click.option("--max-fpr", type=float, help="Refuse at most this share of the choosing split; default: no bound.")
+@click.option("--max-fpr", type=float, help="Refuse at most this share of the choosing split. Default: 0.01 for "
+              "nc-filter, no bound for the others.")  # fmt: skip
 @click.option("--keep-rejected", is_flag=True, help="Write the GoodNet even if it is not accepted.")
 @data_range_option
 @model_options
@@ -52,8 +69,9 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     """Turns MODEL into a GoodNet whose class N means "this input is triggered".
 
     The clean images are split in three: to fit, to choose, to judge. With --scan,
-    the triggers found there judge the repair. Exits with 0 if accepted, 1 if not,
-    2 if there was nothing to judge the backdoor with, 3 on wrong input.
+    the labels flagged there are repaired, and their triggers judge the repair.
+    Exits with 0 if accepted, 1 if not, 2 if there was nothing to judge the
+    backdoor with, 3 on wrong input.
     """
     model_opts = take_model_options(options)
     limits = Limits(**{name: options[name] for name in ("max_accuracy_drop", "max_asr", "min_detection")})
@@ -67,28 +85,27 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     )
     if output.goodnet is not None and output.goodnet.resolve() == model.resolve():
         raise UsageError(f"-o: expected another file than the net itself, {model}, which a GoodNet does not replace")
+    guard = Disagreement(max_fpr=options["max_fpr"])
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
-    seed: int = options["seed"]
-    found: Found | None = None
-    if options["scan_folder"] is not None:
-        found, scanned = Found.in_folder(options["scan_folder"])
-        if scanned.model.sha256 != classifier.sha256:
-            raise DataError(f"--scan: expected a scan of this net, but {options['scan_folder']} is of another")
-        seed = scanned.method.seed
+    poisoned = [read_clean(path, classifier, options["data_range"]) for path in options["poisoned_files"]]
+    found, seed = _found(classifier, options)
     with progress.shown(options["as_json"]) as report:
         record, _ = repair(
             classifier,
             images,
             method=method,
-            guard=Disagreement(max_fpr=options["max_fpr"]),
+            guard=guard,
             found=found,
+            poisoned=poisoned,
+            rounds=options["rounds"],
             limits=limits,
             output=output,
             seed=seed,
             command=command_line(),
             progress=report,
         )
+    write_curve(record, options["out"])
     write_page(options["out"])
     if options["as_json"]:
         click.echo(to_json(record), nl=False)
@@ -97,14 +114,61 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     return {True: 0, False: 1, None: 2}[record.accepted]
 
 
-def _method(options: dict[str, Any]) -> FinePruning | Unlearning:
-    given = {name: options[name] for name in ("epochs", "learning_rate") if options[name] is not None}
-    given["max_accuracy_drop"] = options["max_accuracy_drop"]
-    if options["method"] == "fine-pruning":
-        return FinePruning(layer=options["layer"], **given)
-    if options["layer"] is not None:
-        raise UsageError(f"--layer: expected none with --method {options['method']}, which trains all layers")
-    return Unlearning(**given)
+def _found(classifier: Classifier, options: dict[str, Any]) -> tuple[Found, int]:
+    """What was found, and the seed that keeps the judging split new to it."""
+    seed: int = options["seed"]
+    folder, file = options["scan_folder"], options["triggers_file"]
+    if folder is not None and file is not None:
+        raise UsageError("--triggers: expected either --scan or --triggers, got both")
+    if file is not None:
+        return Found(triggers=read_triggers(file)), seed
+    if folder is None:
+        return Found(), seed
+    found, scanned = Found.in_folder(folder)
+    if scanned.model.sha256 != classifier.sha256:
+        raise DataError(f"--scan: expected a scan of this net, but {folder} is of another")
+    return found, scanned.method.seed
+
+
+# which of the command's options each method takes, as its own settings
+_OPTIONS = {
+    "fine-pruning": ("layers", "mode", "epochs", "learning_rate"),
+    "nc-filter": ("max_fpr",),
+    "nc-prune": ("layers",),
+    "nc-unlearn": ("teach", "epochs", "learning_rate"),
+    "gangsweep": ("epochs", "learning_rate"),
+    "retrain": ("epochs", "learning_rate"),
+}
+_FOR_METHODS = {
+    "layers": "--layer",
+    "mode": "--prune-only and --tune-only",
+    "teach": "--teach",
+    "epochs": "--epochs",
+    "learning_rate": "--learning-rate",
+}
+
+
+def _method(options: dict[str, Any]) -> Method:
+    if options["prune_only"] and options["tune_only"]:
+        raise UsageError("--prune-only: expected either --prune-only or --tune-only, got both")
+    mode = "prune" if options["prune_only"] else "tune" if options["tune_only"] else None
+    given = {
+        name: value
+        for name, value in {**options, "mode": mode, "layers": tuple(options["layers"]) or None}.items()
+        if name in (*_FOR_METHODS, "max_fpr") and value is not None
+    }
+    name = options["method"]
+    takes = _OPTIONS[name]
+    for option in given:
+        if option in _FOR_METHODS and option not in takes:
+            others = ", ".join(method for method, known in _OPTIONS.items() if option in known)
+            raise UsageError(f"{_FOR_METHODS[option]}: expected with --method {others}, got --method {name}")
+    kind: Any = next(kind for kind, own in METHODS.items() if own == name)
+    settings = {option: value for option, value in given.items() if option in takes}
+    if "max_accuracy_drop" in kind.__dataclass_fields__:
+        settings["max_accuracy_drop"] = options["max_accuracy_drop"]
+    method: Method = kind(**settings)
+    return method
 
 
 def _say(record: RepairRecord, *, asked: bool) -> None:

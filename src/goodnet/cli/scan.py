@@ -20,10 +20,10 @@ from goodnet.cli.options import (
 from goodnet.cli.output import write_page
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.outputs import check_folder
-from goodnet.record import to_json
 from goodnet.report.figures import visible
 from goodnet.report.terminal import scan_summary
 from goodnet.scan import scan
+from goodnet.strict_json import to_json
 
 EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 

@@ -25,7 +25,7 @@ Deviations from the paper and the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -34,12 +34,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from goodnet import stats
+from goodnet.detection import Detection
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.triggers.inversion import Inverted, Schedule, invert, success_rates
-from goodnet.triggers.trigger import Trigger
 
 # How the log mask norms of innocent labels scatter in a net of which nothing is known yet: measured on clean nets of
 # our own training (`python -m bench null-scale`, docs/design/decision.md). Ten labels alone would not show it.
@@ -160,16 +160,6 @@ class NeuralCleanse:
             small_mask_share=self.small_mask_share,
             small_mask_rate=self.small_mask_rate,
         )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Detection:
-    """What a detector found: one row a label, the triggers of the labels that were searched whole."""
-
-    labels: tuple[LabelResult, ...]
-    triggers: Mapping[int, Trigger]
-    decision: Decision
-    forward_passes: int
 
 
 class _Found:

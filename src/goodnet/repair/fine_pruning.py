@@ -1,21 +1,30 @@
 """Fine-pruning: cut the channels that clean images leave asleep, then tune what is left on clean images.
 
 Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID 2018.
-Idea: a backdoor lives in neurons that clean images do not use (Sec. 3.1, pruning); what pruning leaves of it, and
-an attacker who made it share neurons with clean images, is undone by fine-tuning (Sec. 3.3).
-Cost: one pass over the clean images, then one over the choosing split a pruned channel, then `epochs` of training.
-Blind spots: backdoors in channels that clean images need too. With few images a class, tuning costs accuracy on
-people it does not see; then the untuned net wins on the choosing split and nothing more is removed.
+Idea: a backdoor lives in neurons that clean images do not use (Sec. 3.1, pruning); an attacker who knows that makes
+it share neurons with clean images (Sec. 3.2), so what is left is tuned on clean images, which pulls those neurons
+back to their work (Sec. 3.3). `mode` is the paper's three defences: `prune`, `tune` or `both`.
+Cost: one pass over the clean images and one over the choosing split a layer, and one through the rest of the net a
+channel; then `epochs` of training.
+Blind spots: backdoors in channels that clean images need too, by nature or by intent (`attacks.pruning_aware`): then
+all rests on the tuning. With few images a class, tuning costs accuracy on classes it does not see; then no epoch is
+within the limit, and nothing more is removed.
 
-Deviations: the activation of a channel is max(0, output of the layer, or of the batch norm right behind it), mean over
-images and positions, which is the paper's for ReLU nets; channels are cut one by one and measured on a choosing split,
-never on a test set; batch-norm statistics and dropout stay in eval mode, for a hundred images are too few for them;
-the state that is kept is the best on the choosing split, by copy, ties going to the later epoch.
+Deviations: (1) any convolutions and linear layers, one after another in the order given, each on the net as the layers
+before it have left it. The accuracy budget is one for all: the limit is the ACC of the net that was given less
+`max_accuracy_drop`, so the first layer takes what it can and later ones what it leaves. (2) The activation of a channel
+is max(0, output of the layer, or of the batch norm right behind it), mean over images and positions: the paper's for
+ReLU nets. (3) Channels are measured on a choosing split, never on a test set. (4) Batch-norm statistics and dropout
+stay in eval mode, for a hundred images are too few for them. (5) The paper tunes until ACC is back. Here the last epoch
+is kept, by copy, that is within the same limit on the choosing split, or the untuned net where none is: each epoch
+takes something from the backdoor, and the best epoch by ACC alone would mostly be that of no tuning at all.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +36,12 @@ from torch import Tensor, nn
 from goodnet.errors import ModelError, UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
+from goodnet.models.replay import replayed
 from goodnet.progress import Progress, silent
-from goodnet.record import CurvePoint
-from goodnet.tuning import Repaired, accuracy, snapshot, trainable
+from goodnet.record import CurvePoint, PrunedLayer
+from goodnet.tuning import Labelled, Repaired, accuracy, snapshot, trainable
+
+_CHUNK = 128  # images whose activations in front of the pruned layer are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,90 +49,83 @@ class FinePruning:
     """Hyperparameters; call it on a net.
 
     Attributes:
-        layer: the layer whose channels are cut; None for the last convolution (DeepID: conv_3, see `default_layer`).
-        max_accuracy_drop: pruning stops before ACC on the choosing split falls by more than this (paper: 0.04).
-        epochs, learning_rate, batch: of the tuning (Adam); 0 epochs prunes only.
+        layers: whose channels are cut, in this order; None for the last convolution (DeepID: conv_3). Not the output
+            layer: its channels are the classes.
+        mode: `prune`, `tune`, or `both`, one after the other.
+        max_accuracy_drop: ACC on the choosing split may fall by at most this, by pruning and tuning together
+            (paper: 0.04, of pruning).
+        epochs, learning_rate, batch: of the tuning (Adam).
     """
 
-    layer: str | None = None
+    layers: tuple[str, ...] | None = None
+    mode: str = "both"
     max_accuracy_drop: float = 0.04
-    epochs: int = 10
-    learning_rate: float = 1e-4
+    epochs: int = 20
+    learning_rate: float = 1e-3
     batch: int = 32
 
     def __post_init__(self) -> None:
+        if self.mode not in ("both", "prune", "tune"):
+            raise UsageError(f"fine-pruning: expected mode to be both, prune or tune, got {self.mode!r}")
         if not 0 <= self.max_accuracy_drop < 1:
             raise UsageError(f"fine-pruning: expected max_accuracy_drop in [0, 1), got {self.max_accuracy_drop}")
-        if self.epochs < 0 or self.batch < 1 or not 0 < self.learning_rate < math.inf:
+        if self.epochs < 1 or self.batch < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError(
-                "fine-pruning: expected epochs >= 0, batch >= 1 and learning_rate > 0, "
-                f"got {self.epochs}, {self.batch} and {self.learning_rate}"
+                "fine-pruning: expected epochs >= 1, batch >= 1 and learning_rate > 0, got "
+                f"{self.epochs}, {self.batch} and {self.learning_rate}; mode prune does not tune"
             )
+        if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
+            raise UsageError(f"fine-pruning: expected layers, each once, got {', '.join(self.layers) or 'none'}")
+        if self.layers is not None and self.mode == "tune":
+            raise UsageError("fine-pruning: expected no layers with mode tune, which prunes none; leave them out")
 
     def __call__(
-        self,
-        classifier: Classifier,
-        fit: tuple[Tensor, Tensor],
-        choose: tuple[Tensor, Tensor],
-        *,
-        seed: int,
-        progress: Progress = silent,
+        self, classifier: Classifier, fit: Labelled, choose: Labelled, *, seed: int, progress: Progress = silent
     ) -> Repaired:
         """Repairs a copy of the net.
 
         Args:
             fit: clean images (N, C, H, W) in [0, 1] and classes (N,): activations and tuning.
             choose: the same, disjoint: how far to prune, which epoch to keep.
-        """
-        layer = self.layer or default_layer(classifier.net)
-        surgery.resolve_layer(classifier.net, layer)
-        repaired = surgery.clone(classifier)
-        norm = surgery.following_batch_norm(repaired, layer, fit[0][:1].to(repaired.device))
-        activation = mean_activation(repaired, norm or layer, fit[0])
-        order = np.argsort(activation, kind="stable")
-        curve, cut = self._prune(repaired, layer, norm, order, choose, progress)
-        channels = [int(channel) for channel in order[:cut]]
-        surgery.zero_channels(repaired.net, layer, channels, batch_norm=norm)
-        tuned = self._tune(repaired, layer, norm, channels, fit, choose, seed, progress) if self.epochs else 0
-        return Repaired(classifier=repaired, epoch=tuned, channels=tuple(channels), curve=tuple(curve))
+            seed: of the order of the images in the tuning; pruning is not random.
 
-    def _prune(
-        self,
-        repaired: Classifier,
-        layer: str,
-        norm: str | None,
-        order: npt.NDArray[np.intp],
-        choose: tuple[Tensor, Tensor],
-        progress: Progress,
-    ) -> tuple[list[CurvePoint], int]:
-        """The whole curve, and how many channels can go; `repaired` is left as it was."""
-        trial = surgery.clone(repaired)
-        start = accuracy(trial, choose)
-        curve, cut, falling = [CurvePoint(pruned=0, acc=start)], 0, False
-        for count, channel in enumerate(order[:-1], start=1):
-            surgery.zero_channels(trial.net, layer, [int(channel)], batch_norm=norm)
-            acc = accuracy(trial, choose)
-            curve.append(CurvePoint(pruned=count, acc=acc))
-            falling = falling or acc < start - self.max_accuracy_drop - 1e-9
-            cut = cut if falling else count
-            progress("pruning", count, len(order) - 1)
-        return curve, cut
+        Raises:
+            UsageError: there is no such layer, or it is the output layer.
+            ModelError: no layer is named, and the net has no convolution.
+        """
+        repaired = surgery.clone(classifier)
+        layers = () if self.mode == "tune" else self.layers or (default_layer(classifier.net),)
+        _refuse_output_layer(classifier, layers)
+        limit = accuracy(repaired, choose) - self.max_accuracy_drop - 1e-9
+        curve: list[CurvePoint] = []
+        cuts: list[tuple[PrunedLayer, str | None]] = []
+        for layer in layers:
+            norm = surgery.following_batch_norm(repaired, layer, fit[0][:1])
+            order = np.argsort(mean_activation(repaired, norm or layer, fit[0]), kind="stable").tolist()
+            points = pruning_curve(repaired, layer, norm, order, choose, progress)
+            pruned = PrunedLayer(layer=layer, channels=tuple(order[: last_within(points, limit)]))
+            surgery.zero_channels(repaired.net, layer, pruned.channels, batch_norm=norm)
+            cuts.append((pruned, norm))
+            curve += points
+        tuned = 0 if self.mode == "prune" else self._tune(repaired, cuts, fit, choose, limit, seed, progress)
+        return Repaired(
+            classifier=repaired, epoch=tuned, pruned=tuple(pruned for pruned, _ in cuts), curve=tuple(curve)
+        )
 
     def _tune(
         self,
         repaired: Classifier,
-        layer: str,
-        norm: str | None,
-        channels: list[int],
-        fit: tuple[Tensor, Tensor],
-        choose: tuple[Tensor, Tensor],
+        cuts: Sequence[tuple[PrunedLayer, str | None]],
+        fit: Labelled,
+        choose: Labelled,
+        limit: float,
         seed: int,
         progress: Progress,
     ) -> int:
-        """Tunes `repaired` in place and leaves it at its best epoch, whose number is returned (0: untuned)."""
+        """Tunes `repaired` in place and leaves it at the last epoch within the limit, whose number is returned (0)."""
         net, random = repaired.net, np.random.default_rng([seed, 1])
         images, classes = (part.to(repaired.device) for part in fit)
-        best, best_acc, best_epoch = snapshot(net), accuracy(repaired, choose), 0
+        kept, kept_epoch = snapshot(net), 0
         with trainable(net):
             adam = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
             for epoch in range(1, self.epochs + 1):
@@ -130,27 +135,72 @@ class FinePruning:
                     adam.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     adam.step()
-                    surgery.zero_channels(net, layer, channels, batch_norm=norm)
-                acc = accuracy(repaired, choose)
-                if acc >= best_acc:
-                    best, best_acc, best_epoch = snapshot(net), acc, epoch
+                    for pruned, norm in cuts:  # what was cut stays cut
+                        surgery.zero_channels(net, pruned.layer, pruned.channels, batch_norm=norm)
+                if accuracy(repaired, choose) >= limit:
+                    kept, kept_epoch = snapshot(net), epoch
                 progress("tuning", epoch, self.epochs)
-        net.load_state_dict(best)
-        return best_epoch
+        net.load_state_dict(kept)
+        return kept_epoch
 
 
 def default_layer(net: nn.Module) -> str:
-    """The last convolution in the order of the net's modules; DeepID's is conv_3, as in the competition.
-
-    DeepID's conv_4 sees only part of what the dense layers see: conv_3 feeds both branches, so nothing of a backdoor
-    gets past it.
-    """
-    names: list[str] = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
-    if not names:
+    """The last convolution, `surgery.last_convolution`. Raises ModelError where there is none."""
+    layer = surgery.last_convolution(net)
+    if layer is None:
         raise ModelError("fine-pruning: this net has no convolution; name a linear layer to prune with --layer")
-    if {"conv_3", "conv_4", "fc_1", "fc_2"} <= {name for name, _ in net.named_modules()}:
-        return "conv_3"
-    return names[-1]
+    return layer
+
+
+def pruning_curve(
+    classifier: Classifier,
+    layer: str,
+    norm: str | None,
+    order: Sequence[int],
+    choose: Labelled,
+    progress: Progress = silent,
+) -> list[CurvePoint]:
+    """ACC on the choosing split while channel after channel of `order` goes from a copy, all but the last one.
+
+    Chunk by chunk of images, so that what lies in front of the layer is computed once and not once a channel.
+    """
+    images, classes = choose
+    hits = np.zeros(len(order), np.int64)
+    chunks = list(zip(torch.split(images, _CHUNK), torch.split(classes.cpu(), _CHUNK)))
+    for turn, (part, wanted) in enumerate(chunks):
+        trial = surgery.clone(classifier)
+        run = functools.partial(trial.predict, part)
+        with replayed(trial.net, layer, run):
+            for count in range(len(order)):
+                surgery.zero_channels(trial.net, layer, order[count - 1 : count] if count else (), batch_norm=norm)
+                hits[count] += int((run() == wanted).sum())
+                progress(f"pruning {layer}", turn * len(order) + count + 1, len(chunks) * len(order))
+    return [CurvePoint(layer=layer, pruned=count, acc=int(hit) / len(images)) for count, hit in enumerate(hits)]
+
+
+def last_within(points: Sequence[CurvePoint], limit: float) -> int:
+    """How many channels can go before ACC first falls under `limit`."""
+    count = 0
+    for point in points[1:]:
+        if point.acc < limit:
+            break
+        count = point.pruned
+    return count
+
+
+def _refuse_output_layer(classifier: Classifier, layers: Sequence[str]) -> None:
+    for layer in layers:
+        surgery.resolve_layer(classifier.net, layer)
+    try:
+        output = surgery.output_layer(classifier)
+    except ModelError:  # a net that ends otherwise has no linear layer whose channels are the classes
+        return
+    if output in layers:
+        others = [name for name in surgery.layer_names(classifier.net) if name != output]
+        raise UsageError(
+            f"layer {output}: expected a layer in front of the output, whose channels are the classes; name one of "
+            f"{', '.join(others) or 'another net'}"
+        )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from goodnet.errors import DataError
 from goodnet.record import VERDICTS, EvaluateRecord, Record, RepairRecord, ScanRecord, read_record
 from goodnet.report import figures, plot, words
 from goodnet.report.compare import Comparison, compare_evaluate, compare_repair
+from goodnet.report.curve import curve_plot
 from goodnet.report.pictures import Gallery, gallery
 
 TOP_LABELS = 20
@@ -168,7 +169,7 @@ def _view(part: Part, anchor: str) -> _PartView:
         scan=_scan_view(part.scan, part) if part.scan else None,
         repair=compare_repair(part.repair) if part.repair else None,
         evaluate=compare_evaluate(part.evaluate) if part.evaluate else None,
-        curve=plot.curve_plot(part.repair.curve, len(part.repair.pruned_channels)) if part.repair else None,
+        curve=curve_plot(part.repair) if part.repair else None,
     )
 
 

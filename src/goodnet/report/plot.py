@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from goodnet.record import CurvePoint, Decision, LabelResult, ScanRecord
+from goodnet.record import Decision, LabelResult, ScanRecord
 from goodnet.report import figures
 
 WIDTH, HEIGHT = 880, 350
@@ -157,38 +157,12 @@ def _names(points: list[tuple[int, float]], x: Axis, y: Axis) -> str:
     return "".join(drawn)
 
 
-def curve_plot(points: Sequence[CurvePoint], chosen: int) -> Markup | None:
-    """ACC over pruned channels, the chosen number marked; null with fewer than two points."""
-    known = sorted((point for point in points if figures.exists(point.acc)), key=lambda point: point.pruned)
-    if len(known) < 2 or known[0].pruned == known[-1].pruned:
-        return None
-    x = Axis(low=known[0].pruned, high=known[-1].pruned, start=LEFT, end=WIDTH - RIGHT)
-    y = Axis(low=0.0, high=1.0, start=HEIGHT - BOTTOM, end=TOP)
-    path = "L".join(f"{x(point.pruned)} {y(point.acc)}" for point in known)
-    body = [_axes(x, y, "channels pruned", "ACC", about=8, whole=True, percent=True)]
-    at = next((point for point in known if point.pruned == chosen), None)
-    if at is not None:
-        left, end = x(at.pruned), x(at.pruned) > WIDTH - RIGHT - 90
-        body.append(f'<path class="line threshold" d="M{left} {TOP}V{HEIGHT - BOTTOM}"/>')
-        anchor, shift = (' text-anchor="end"', -8) if end else ("", 8)
-        place = f'x="{left + shift:.1f}" y="{HEIGHT - BOTTOM - 10}"'
-        body.append(f'<text class="flag"{anchor} {place}>{at.pruned:,} pruned: {figures.percent(at.acc)}</text>')
-    marks = "".join(
-        f'<path d="M{x(point.pruned)} {y(point.acc)}{_SHAPES["searched"]}"><title>{point.pruned:,} pruned, '
-        f"ACC {figures.percent(point.acc)}</title></path>"
-        for point in known
-    )
-    body += [f'<path class="curve" d="M{path}"/>', f'<g class="searched">{marks}</g>']
-    return _svg(body, f"ACC while {known[-1].pruned:,} channels are pruned")
-
-
-def _axes(x: Axis, y: Axis, x_name: str, y_name: str, *, about: int, whole: bool = False, percent: bool = False) -> str:
+def _axes(x: Axis, y: Axis, x_name: str, y_name: str, *, about: int, whole: bool = False) -> str:
     drawn = []
     for tick in y.ticks():
-        text = f"{100 * tick:.0f} %" if percent else f"{tick:,g}"
         drawn.append(
             f'<path class="grid" d="M{LEFT} {y(tick)}H{WIDTH - RIGHT}"/>'
-            f'<text text-anchor="end" x="{LEFT - 8}" y="{y(tick) + 4}">{text}</text>'
+            f'<text text-anchor="end" x="{LEFT - 8}" y="{y(tick) + 4}">{tick:,g}</text>'
         )
     for tick in x.ticks(about):
         if not whole or tick == int(tick):

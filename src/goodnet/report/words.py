@@ -151,6 +151,19 @@ def repair_outcome(record: RepairRecord) -> Outcome:
     return Outcome(tone="suspect", text="The repair was not accepted.")
 
 
+def curve_caption(record: RepairRecord) -> str:
+    """What the pruning curve shows, and what was cut in the end, layer by layer."""
+    cuts = [
+        f"{len(cut.channels):,} {'neurons in front' if cut.side == 'input' else 'channels'} of {cut.layer}"
+        for cut in record.pruned
+    ]
+    others = " The layers were pruned one after another, each on what the one before it had left." * (len(cuts) > 1)
+    return (
+        f"Measured on the {record.n_choose:,} choosing images while channels go one by one; the line marks where "
+        f"pruning stopped. Cut: {figures.enumeration(cuts)}.{others}"
+    )
+
+
 def command_line(command: Sequence[str]) -> str:
     """The recorded command, quoted for a shell, as it was."""
     return shlex.join(command)

@@ -1,0 +1,94 @@
+"""`goodnet repair` with each of its methods, on the block net whose backdoor is one hidden channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_support import TARGET, Shell, block_images, fill, repair, save_images, triggered
+from goodnet.cli import run
+from goodnet.triggers.files import read_triggers
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nets and images, a scan, and known poison that no repair below sees but for retrain."""
+    folder = tmp_path_factory.mktemp("repair")
+    fill(folder)
+    for name, seed in (("known", 1), ("poison", 2)):
+        pixels, labels = block_images(80, seed=seed)
+        targets = np.full(len(labels), TARGET)
+        save_images(folder / f"{name}.npz", data=triggered(pixels), label=targets, true_label=labels)
+    pixels, labels = block_images(80, seed=3)
+    save_images(folder / "test.npz", data=pixels, label=labels)
+    common = ["--arch", "mlp", "--clean", str(folder / "clean.npz"), "--block", "160"]
+    assert run(["scan", str(folder / "bad.pt"), *common, "--out", str(folder / "scanned")]) == 1
+    return folder
+
+
+@pytest.fixture
+def place(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with all of it."""
+    for part in filled.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+METHODS = {
+    "fine-pruning": ("--layer", "fc1", "--scan", "scanned"),
+    "nc-filter": ("--scan", "scanned"),
+    "nc-prune": ("--scan", "scanned"),
+    "nc-unlearn": ("--scan", "scanned", "--learning-rate", "1e-3"),
+    "retrain": ("--poisoned", "known.npz"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_in_a_goodnet_that_refuses_the_trigger(method: str, place: Path, shell: Shell) -> None:
+    done = repair(shell, "-o", "good", "--out", "out", "--json", "--keep-rejected",
+                  how=("--method", method, *METHODS[method]))  # fmt: skip
+    assert done.json["method"]["name"] == method
+    assert done.code == {True: 0, False: 1}[done.json["accepted"]]
+    measured = shell("evaluate", "good", "--clean", "test.npz", "--poisoned", "poison.npz", "--json").json
+    poisoned = measured["poisoned"][0]
+    assert measured["acc"]["value"] >= 0.85
+    assert poisoned["asr"]["value"] < 0.05
+    assert poisoned["detection"]["value"] > 0.8
+    assert {"repair.json", "report.html"} <= {path.name for path in Path("out").iterdir()}
+
+
+def test_what_judges_was_not_given_to_the_method(place: Path, shell: Shell) -> None:
+    """A found trigger and another for the same label; with poison given, that too, and retrain alone learns from it."""
+    names = ["trigger found for label 3", "another trigger for label 3"]
+    done = repair(shell, "--scan", "scanned", "--json").json
+    assert [row["name"] for row in done["after"]["poisoned"]] == names
+    done = repair(shell, "--scan", "scanned", "--poisoned", "known.npz", "--json").json
+    assert [row["name"] for row in done["after"]["poisoned"]] == ["known.npz", *names]
+    assert done["before"]["poisoned"][0]["asr"]["n"] == 72  # all 80 but those of the target class
+    assert [part["name"] for part in done["poisoned_data"]] == ["known.npz"]
+    done = repair(shell, "--poisoned", "known.npz", "--json", how=("--method", "retrain")).json
+    assert done["before"]["poisoned"][0]["detection"] is None
+    assert done["after"]["poisoned"][0]["detection"]["n"] == 20  # a quarter of the 80
+
+
+def test_triggers_are_saved_and_used_again(place: Path, shell: Shell) -> None:
+    done = repair(shell, "--scan", "scanned", "--out", "out", "--json", how=("--method", "nc-prune"))
+    saved = read_triggers(Path("out/triggers.npz"))
+    assert [trigger.target for trigger in saved] == [TARGET]
+    again = repair(shell, "--triggers", "out/triggers.npz", "--json", how=("--method", "nc-prune"))
+    assert again.json["pruned"] == done.json["pruned"]
+    assert again.json["after"]["poisoned"] == done.json["after"]["poisoned"]
+
+
+def test_rounds_end_when_a_scan_flags_nothing_more(place: Path, shell: Shell) -> None:
+    done = repair(shell, "--scan", "scanned", "--rounds", "3", "--json", how=("--method", "nc-prune")).json
+    assert done["rounds"][0] == [TARGET]
+    assert len(done["rounds"]) == 1  # the neuron is gone; scans of the pruned net find nothing
