@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import click
 
+from goodnet.cli.bench import bench_command
 from goodnet.cli.demo import demo_command
 from goodnet.cli.evaluate import evaluate_command
 from goodnet.cli.inspect import inspect_command
@@ -65,6 +66,7 @@ for command in (
     inspect_command,
     report_command,
     demo_command,
+    bench_command,
 ):
     goodnet.add_command(command)
 
