@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.guard.disagreement import Disagreement
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.repair.fine_pruning import FinePruning
+from goodnet.repair.gangsweep import Sweep
 from goodnet.repair.nc_filter import Filter
 from goodnet.repair.nc_prune import Pruning
 from goodnet.repair.retrain import Retraining
 from goodnet.repair.unlearning import Unlearning
+from goodnet.triggers.generator import GeneratorSchedule
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.trigger import Trigger
 from nets import small_cnn
@@ -76,8 +79,31 @@ def nc_prune(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress
     return found.curve, found.pruned, list(found.classifier.net.state_dict().values())
 
 
+def sweep(teach: str) -> Run:
+    def run(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+        method = Sweep(teach=teach, rounds=2, epochs=2, batch=8, schedule=GeneratorSchedule(turns=3, batch=4))
+        found = method(net, fit, rest, targets=[1], seed=seed, progress=progress)
+        assert found.classifier.refuses == (teach == "class-n")
+        return found.epoch, list(found.classifier.net.state_dict().values())
+
+    return run
+
+
+def gangsweep(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    method = GangSweep(search=GeneratorSchedule(turns=6, batch=4))
+    found = method(net, fit, rest, seed=seed, progress=progress)
+    return found.labels, [found.triggers[row.label].mask for row in found.labels]
+
+
+def gangsweep_in_two_passes(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    schedule = GeneratorSchedule(turns=4, batch=4)
+    method = GangSweep(search=schedule, screen=schedule, candidates=1, controls=8)
+    found = method(net, fit, rest, seed=seed, progress=progress)
+    return found.labels, [trigger.mask for trigger in found.triggers.values()]
+
+
 def retraining(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
-    method, trigger = Retraining(epochs=2, batch=8, row_steps=20), a_trigger(net)
+    method, trigger = Retraining(epochs=2, batch=8), a_trigger(net)
     poisoned = [trigger.apply(part[0]) for part in (fit, rest)]
     found = method(
         net, fit, rest, poisoned_fit=poisoned[:1], poisoned_choose=poisoned[1:], seed=seed, progress=progress
@@ -98,6 +124,10 @@ METHODS: dict[str, Run] = {
     "fine-pruning": fine_pruning(epochs=2, learning_rate=1e-3, batch=8),
     "fine-pruning, two layers": fine_pruning(layers=("2", "0"), mode="prune"),
     "fine-pruning, tune only": fine_pruning(mode="tune", epochs=2, batch=8),
+    "gangsweep, detection": gangsweep,
+    "gangsweep, detection in two passes": gangsweep_in_two_passes,
+    "gangsweep": sweep("class-n"),
+    "gangsweep, on labels": sweep("labels"),
     "nc-filter": nc_filter,
     "nc-prune": nc_prune,
     "nc-unlearn": unlearning,

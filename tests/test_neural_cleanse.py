@@ -186,3 +186,12 @@ def test_unlabelled_images_stand_on_the_nets_own_answers() -> None:
     assert record.verdict == "suspect"
     assert record.preflight_acc is None
     assert not record.data.labelled
+
+
+def test_beside_a_flagged_label_a_doubtful_one_is_flagged_too() -> None:
+    method = detection().decision
+    doubtful = {"p_value": 5e-3, "norm_ratio": 0.4, "held_out_asr": 0.8}
+    assert not method.flags(row(0, **doubtful), 10)
+    assert method.flags(row(0, **doubtful), 10, beside_another=True)
+    for less in ({"p_value": 0.02}, {"norm_ratio": 0.6}, {"held_out_asr": 0.5}):
+        assert not method.flags(row(0, **{**doubtful, **less}), 10, beside_another=True)

@@ -149,10 +149,15 @@ class Decision:
             and row.norm_ratio <= self.max_norm_ratio
         )
 
-    def flags(self, row: LabelResult, tests: int) -> bool:
-        """Counts as a backdoor's target: an outlier, searched whole, that works on images it was not fitted on."""
+    def flags(self, row: LabelResult, tests: int, *, beside_another: bool = False) -> bool:
+        """Counts as a backdoor's target: an outlier, searched whole, that works on images it was not fitted on.
+
+        `beside_another`: some label of the net is flagged already, so the net is not clean, and `doubt_rate` is enough
+        for a further target.
+        """
         works = row.held_out_asr is not None and row.held_out_asr >= self.min_held_out_asr
-        return row.status == "searched" and works and self.is_outlier(row, tests)
+        unlike = self.is_outlier(row, tests) or (beside_another and self.is_doubtful(row, tests))
+        return row.status == "searched" and works and unlike
 
 
 @dataclass(frozen=True, kw_only=True)

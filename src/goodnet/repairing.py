@@ -25,6 +25,7 @@ from goodnet.outputs import check_file, check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import RepairRecord, ScanRecord, read_record
 from goodnet.repair.fine_pruning import FinePruning
+from goodnet.repair.gangsweep import Sweep
 from goodnet.repair.nc_filter import Filter
 from goodnet.repair.nc_prune import Pruning
 from goodnet.repair.retrain import Retraining
@@ -35,13 +36,14 @@ from goodnet.triggers.inversion import Schedule, invert
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, Repaired
 
-Method = FinePruning | Filter | Pruning | Unlearning | Retraining
+Method = FinePruning | Filter | Pruning | Unlearning | Sweep | Retraining
 
 METHODS: dict[type[Method], str] = {
     FinePruning: "fine-pruning",
     Filter: "nc-filter",
     Pruning: "nc-prune",
     Unlearning: "nc-unlearn",
+    Sweep: "gangsweep",
     Retraining: "retrain",
 }
 
@@ -74,12 +76,11 @@ class Found:
         record = read_record(folder / "scan.json")
         if not isinstance(record, ScanRecord):
             raise DataError(f"--scan: expected {folder / 'scan.json'} to be a scan's record, got {record.format}")
-        file = folder / "triggers.npz"
-        kept = read_triggers(file) if record.method.name == "neural-cleanse" or file.exists() else ()
+        if record.method.name != "neural-cleanse":  # its sizes are not those of masks, its triggers no fixed ones
+            return Found(labels=record.flagged_labels), record
+        kept = read_triggers(folder / "triggers.npz")
         flagged = tuple(trigger for trigger in kept if trigger.target in record.flagged_labels)
         missing = tuple(label for label in record.flagged_labels if label not in {t.target for t in flagged})
-        if record.method.name != "neural-cleanse":  # its sizes are not those of masks
-            return Found(triggers=flagged, labels=missing), record
         search = record.method.resolved.get("search", {})
         try:
             schedule = Schedule(steps=int(search["steps"]), batch=int(search["batch"]))
@@ -256,6 +257,8 @@ class _Job:
         net, fit, choose, seed, progress = self.classifier, self.fit, self.choose, self.seed, self.progress
         if isinstance(method, FinePruning):
             return method(net, fit, choose, seed=seed, progress=progress)
+        if isinstance(method, Sweep):
+            return method(net, fit, choose, targets=found.targets, seed=seed, progress=progress)
         if isinstance(method, Retraining):
             poisoned_fit, poisoned_choose = self.poisoned_fit, self.poisoned_choose
             return method(
@@ -304,7 +307,7 @@ def _check(
         raise UsageError(f"{classifier.name}: expected a plain classifier, got a GoodNet, which is repaired already")
     _check_found(classifier, found)
     name = METHODS[type(method)]
-    if isinstance(method, Filter | Pruning | Unlearning) and not found.targets:
+    if isinstance(method, Filter | Pruning | Unlearning | Sweep) and not found.targets:
         raise UsageError(
             f"--method {name}: expected labels to repair, got none; pass --scan with a scan that flags a label"
         )
@@ -312,7 +315,7 @@ def _check(
         raise UsageError(f"--method {name}: expected triggered images to learn from, got none; pass --poisoned DATA")
     if rounds < 1 or (rounds > 1 and not isinstance(method, Pruning | Unlearning)):
         raise UsageError(
-            f"--rounds: expected 1 with --method {name}, got {rounds}; more are for nc-prune, nc-unlearn and gangsweep"
+            f"--rounds: expected 1 with --method {name}, got {rounds}; more are for nc-prune and nc-unlearn"
         )
     for part in poisoned:
         check_images(classifier, part)

@@ -13,6 +13,7 @@ from PIL import Image
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
 from goodnet.data.splits import split
+from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Detection
 from goodnet.errors import UsageError
@@ -30,12 +31,24 @@ from goodnet.triggers.trigger import Trigger
 _MAX_FIT, _MAX_HELD_OUT = 384, 128
 _SAVED_TRIGGERS, _DRAWN_LABELS, _DRAWN_IMAGES = 16, 4, 4
 
-TESTED = (
-    "for each label, whether one fixed mask and pattern, put on any image, leads to it (Neural Cleanse)",
-    "whether each trigger also works on clean images that it was not fitted on",
-)
-NOT_TESTED = (
-    "triggers that move, warp the image or depend on it",
+Detector = NeuralCleanse | GangSweep
+
+METHODS: dict[type[Detector], str] = {NeuralCleanse: "neural-cleanse", GangSweep: "gangsweep"}
+TESTED = {
+    "neural-cleanse": (
+        "for each label, whether one fixed mask and pattern, put on any image, leads to it (Neural Cleanse)",
+        "whether each trigger also works on clean images that it was not fitted on",
+    ),
+    "gangsweep": (
+        "for each label, whether a generator that sees the image can make small triggers that lead to it (GangSweep)",
+        "whether the triggers work on clean images that it was not trained on, and carry over from image to image",
+    ),
+}
+NOT_TESTED = {
+    "neural-cleanse": ("triggers that move, warp the image or depend on it",),
+    "gangsweep": ("triggers that warp the image",),
+}
+NOT_TESTED_BY_ANY = (
     "triggers as large as what any innocent label needs (whole-image blends)",
     "backdoors in which most labels are targets (all-to-all), since then none stands out",
     "triggers that work only on images of some classes (source-specific), if the clean images hold few of these",
@@ -46,7 +59,7 @@ def scan(
     classifier: Classifier,
     images: Images,
     *,
-    method: NeuralCleanse | None = None,
+    method: Detector | None = None,
     seed: int = 0,
     labels: Sequence[int] | None = None,
     out: Path | None = None,
@@ -89,14 +102,14 @@ def scan(
         forward_passes=detection.forward_passes,
         reasons=(*reasons, f"take care: {advice}") if advice else reasons,
         decision=detection.decision,
-        method=method_info("neural-cleanse", method, seed),
+        method=method_info(METHODS[type(method)], method, seed),
         model=model_info(classifier),
         data=data_info(images),
         n_fit=len(fit[0]),
         n_held_out=len(held_out[0]),
         preflight_acc=acc,
-        tested=TESTED,
-        not_tested=NOT_TESTED,
+        tested=TESTED[METHODS[type(method)]],
+        not_tested=(*NOT_TESTED[METHODS[type(method)]], *NOT_TESTED_BY_ANY),
         examples=_examples(classifier, detection, shown, held_out, out),
         environment=environment(classifier, command),
     )

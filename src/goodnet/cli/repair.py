@@ -46,10 +46,11 @@ from goodnet.triggers.files import read_triggers
               "Default: the last convolution; for nc-prune the second-last layer first.")  # fmt: skip
 @click.option("--prune-only", is_flag=True, help="fine-pruning: do not tune.")
 @click.option("--tune-only", is_flag=True, help="fine-pruning: do not prune.")
-@click.option("--teach", type=click.Choice(["logits", "labels"]), default=None,
-              help="nc-unlearn: what a triggered image is to get. Default: logits.")  # fmt: skip
+@click.option("--teach", type=click.Choice(["logits", "labels", "class-n"]), default=None,
+              help="What a triggered image is to get. nc-unlearn: logits (default) or labels; "
+              "gangsweep: class-n (default) or labels.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1, 16), default=1, show_default=True,
-              help="nc-prune, nc-unlearn, gangsweep: scan the repaired net again, and repair what that flags, too, "
+              help="nc-prune, nc-unlearn: scan the repaired net again, and repair what that flags, too, "
               "until nothing is flagged. A round takes as long as a scan.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), help="Of training. Default: the method's.")
 @click.option("--learning-rate", type=float, help="Default: the method's.")
@@ -136,7 +137,7 @@ _OPTIONS = {
     "nc-filter": ("max_fpr",),
     "nc-prune": ("layers",),
     "nc-unlearn": ("teach", "epochs", "learning_rate"),
-    "gangsweep": ("epochs", "learning_rate"),
+    "gangsweep": ("teach", "epochs", "learning_rate"),
     "retrain": ("epochs", "learning_rate"),
 }
 _FOR_METHODS = {
@@ -152,9 +153,10 @@ def _method(options: dict[str, Any]) -> Method:
     if options["prune_only"] and options["tune_only"]:
         raise UsageError("--prune-only: expected either --prune-only or --tune-only, got both")
     mode = "prune" if options["prune_only"] else "tune" if options["tune_only"] else None
+    renamed = {"mode": mode, "layers": tuple(options["layers"]) or None}
     given = {
         name: value
-        for name, value in {**options, "mode": mode, "layers": tuple(options["layers"]) or None}.items()
+        for name, value in {**options, **renamed}.items()
         if name in (*_FOR_METHODS, "max_fpr") and value is not None
     }
     name = options["method"]

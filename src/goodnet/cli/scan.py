@@ -18,11 +18,13 @@ from goodnet.cli.options import (
     whole_numbers,
 )
 from goodnet.cli.output import write_page
+from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.errors import UsageError
 from goodnet.outputs import check_folder
 from goodnet.report.figures import visible
 from goodnet.report.terminal import scan_summary
-from goodnet.scan import scan
+from goodnet.scan import METHODS, Detector, scan
 from goodnet.strict_json import to_json
 
 EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
@@ -31,6 +33,8 @@ EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 @click.command("scan", short_help="Is MODEL backdoored, for which labels, by what trigger?")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
+@click.option("--method", type=click.Choice(list(METHODS.values())), default="neural-cleanse", show_default=True,
+              help="gangsweep also finds triggers that move; see docs/methods.")  # fmt: skip
 @click.option(
     "--labels", type=whole_numbers, metavar="NUMBERS", help="Only these labels, as 0,5,10-20; never ends in clean."
 )
@@ -49,9 +53,7 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
     """
     out: Path | None = options["out"]
     check_folder(out, "scan.json", overwrite=options["overwrite"])
-    method = NeuralCleanse(
-        exhaustive=options["exhaustive"], false_alarm_rate=options["false_alarm_rate"], block=options["block"]
-    )
+    method = _method(options)
     classifier = take_model_options(options).load(model)
     images = read_clean(clean, classifier, options["data_range"])
     with progress.shown(options["as_json"]) as report:
@@ -77,3 +79,12 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
         elif out is None:
             click.echo("Pass --out DIR for the report, the triggers and the record.")
     return EXIT[record.verdict]
+
+
+def _method(options: dict[str, Any]) -> Detector:
+    exhaustive, rate = options["exhaustive"], options["false_alarm_rate"]
+    if options["method"] == "neural-cleanse":
+        return NeuralCleanse(exhaustive=exhaustive, false_alarm_rate=rate, block=options["block"])
+    if options["block"] is not None:
+        raise UsageError("--block: expected with --method neural-cleanse, got --method gangsweep")
+    return GangSweep(exhaustive=exhaustive, false_alarm_rate=rate)

@@ -20,7 +20,8 @@ Deviations from the paper and the authors' code:
   labels made the null, (b) its norm is at most `max_norm_ratio` of their median, and (c) its trigger works on
   images that it was not fitted on. Ten labels can hardly give a p-value of 0.001, so a mask of at most 1 % of the
   image, which no innocent label of our clean nets had, counts as evidence of its own and eases (a) to
-  `small_mask_rate`. docs/design/decision.md has the measurements.
+  `small_mask_rate`. Beside a flagged label, (a) is eased to the rate of doubt: the net is not clean any more, and may
+  have several targets. docs/design/decision.md has the measurements.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class NeuralCleanse:
         if screened is not None:
             rows = _both_passes(rows, found.rows(screened, "screened"))
         decision = self._decision(rows, reference[whole], len(wanted), two_passes=screened is not None)
-        rows = [replace(row, flagged=decision.flags(row, len(wanted))) for row in rows]
+        suspect = any(decision.flags(row, len(wanted)) for row in rows)
+        rows = [replace(row, flagged=decision.flags(row, len(wanted), beside_another=suspect)) for row in rows]
         return Detection(
             labels=tuple(sorted(rows, key=lambda row: row.label)),
             triggers=triggers,
