@@ -7,9 +7,14 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-from bench import engine, fine_pruning, null_scale
+from bench import engine, fine_pruning, gangsweep, null_scale
 
-BENCHMARKS = {"engine": engine.main, "null-scale": null_scale.main, "fine-pruning": fine_pruning.main}
+BENCHMARKS = {
+    "engine": engine.main,
+    "gangsweep": gangsweep.main,
+    "null-scale": null_scale.main,
+    "fine-pruning": fine_pruning.main,
+}
 QUICK = ("engine",)
 
 

@@ -141,6 +141,8 @@ CASES: dict[str, tuple[str, str]] = {
     "rounds of 0": (f"{REPAIR} --rounds 0", "--rounds"),
     "a scan and triggers": (f"{REPAIR} --scan scanned --triggers scanned/triggers.npz", "got both"),
     "triggers missing": (f"{BARE} --method nc-filter --triggers nowhere.npz", "expected triggers"),
+    "triggers are a folder": (f"{BARE} --method nc-filter --triggers scanned", "pass the file, or --scan"),
+    "triggers of a scan that flagged nothing": (f"{BARE} --method nc-filter --triggers unflagged.npz", "flagged none"),
     "triggers are images": (f"{BARE} --method nc-filter --triggers clean.npz", "expected triggers"),
     # bench
     "no data to bench with": ("bench csaw --data nowhere", "--data"),
@@ -256,7 +258,10 @@ def _records() -> None:
     whole = Path("scanned/triggers.npz").read_bytes()
     Path("damaged/triggers.npz").write_bytes(whole[: len(whole) // 2])
     mask, pattern = np.ones((1, 1, 20, 28), np.float32), np.ones((1, 1, 20, 28), np.float32)
-    np.savez("misshapen/triggers.npz", labels=np.array([TARGET]), masks=mask, patterns=pattern)
+    np.savez("misshapen/triggers.npz", labels=np.array([TARGET]), masks=mask, patterns=pattern,
+             flagged=np.array([True]))  # fmt: skip
+    np.savez("unflagged.npz", labels=np.array([TARGET]), masks=np.ones((1, 1, 28, 28), np.float32),
+             patterns=np.ones((1, 1, 28, 28), np.float32), flagged=np.array([False]))  # fmt: skip
     Path("broken/scan.json").write_text(Path("scanned/scan.json").read_text()[:-200])
 
 

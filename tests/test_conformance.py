@@ -135,6 +135,7 @@ METHODS: dict[str, Run] = {
     "retrain": retraining,
     "disagreement": disagreement,
 }
+SHORT = Schedule(steps=40, batch=8)
 SHAPES = [((3, 12, 10), 11), ((1, 9, 14), 11), ((3, 10, 10), 2)]
 
 
@@ -198,8 +199,28 @@ def test_nothing_is_left_behind_after_an_exception(name: str) -> None:
     assert same(list(before.values()), list(state(net).values()))
 
 
-@pytest.mark.parametrize("name", ["neural-cleanse", "neural-cleanse, two passes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "neural-cleanse",
+        "neural-cleanse, two passes",
+        "gangsweep, detection",
+        "gangsweep, detection in two passes",
+    ],
+)
 def test_another_seed_gives_another_result(name: str) -> None:
     net = small_cnn((3, 12, 10), 11)
     fit, rest = data(net)
     assert not same(METHODS[name](net, fit, rest, 4, silent)[1], METHODS[name](net, fit, rest, 5, silent)[1])
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 10), (1, 9, 14)])
+@pytest.mark.parametrize(
+    "detector", [NeuralCleanse(search=SHORT), GangSweep(search=GeneratorSchedule(turns=12, batch=8))]
+)
+def test_clean_nets_are_not_flagged(detector: NeuralCleanse | GangSweep, shape: tuple[int, int, int]) -> None:
+    """Random nets, in which every label is alike."""
+    for seed in range(3):
+        net = small_cnn(shape, 11)
+        fit, rest = data(net)
+        assert not [row.label for row in detector(net, fit, rest, seed=seed).labels if row.flagged]

@@ -81,7 +81,7 @@ class Faces:
         if missing:
             raise UsageError(
                 f"bench csaw: expected the competition's files in {folder}, and {missing[0]} is not there; pass --data "
-                "DIR (or set GOODNET_DATA to the folder that holds `faces`)"
+                "DIR with the folder that holds them"
             )
         clean, test, strangers = (read_images(folder / name) for name in base)
         return Faces(

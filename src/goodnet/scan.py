@@ -115,7 +115,8 @@ def scan(
     )
     if out is not None:
         kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
-        write_triggers(out / "triggers.npz", [detection.triggers[label] for label in kept])
+        triggers = [detection.triggers[label] for label in kept]
+        write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
         write_record(record, out / "scan.json")
     return record
 

@@ -27,6 +27,7 @@ from goodnet.report.figures import visible
 from goodnet.report.terminal import repair_table
 from goodnet.strict_json import to_json
 from goodnet.triggers.files import read_triggers
+from goodnet.triggers.trigger import Trigger
 
 
 @click.command("repair", short_help="Turns a BadNet into a GoodNet with a class N: triggered.")
@@ -35,7 +36,7 @@ from goodnet.triggers.files import read_triggers
 @click.option("--scan", "scan_folder", type=click.Path(path_type=Path),
               help="--out folder of a scan of MODEL: triggers to repair and to judge by, and the seed.")  # fmt: skip
 @click.option("--triggers", "triggers_file", type=click.Path(path_type=Path),
-              help="Instead of --scan: a triggers.npz; all of its labels count as flagged.")  # fmt: skip
+              help="Instead of --scan: the triggers.npz that a scan or a repair has left.")  # fmt: skip
 @click.option("--poisoned", "poisoned_files", type=click.Path(path_type=Path), multiple=True,
               help="Known triggered images, labelled with the target; may be given more than once. "
               "retrain learns from a part of them; they judge every method.")  # fmt: skip
@@ -57,11 +58,11 @@ from goodnet.triggers.files import read_triggers
 @click.option("--max-accuracy-drop", type=float, default=0.05, show_default=True,
               help="ACC may fall by this share: pruning stops there, and more is not accepted.")  # fmt: skip
 @click.option("--max-asr", type=float, default=0.10, show_default=True,
-              help="Accepted only if each trigger still works on at most this share,")  # fmt: skip
+              help="Accepted only if each trigger still works on at most this share of the images.")  # fmt: skip
 @click.option("--min-detection", type=float, default=0.0, show_default=True,
-              help="and is sent to class N at least this often.")  # fmt: skip
-@click.option("--max-fpr", type=float, help="Refuse at most this share of the choosing split. Default: 0.01 for "
-              "nc-filter, no bound for the others.")  # fmt: skip
+              help="Accepted only if each trigger is sent to class N on at least this share.")  # fmt: skip
+@click.option("--max-fpr", type=float, help="Class N may take at most this share of the clean images that set it. "
+              "Default: 0.01 for nc-filter, no bound for the others.")  # fmt: skip
 @click.option("--keep-rejected", is_flag=True, help="Write the GoodNet even if it is not accepted.")
 @data_range_option
 @model_options
@@ -122,13 +123,24 @@ def _found(classifier: Classifier, options: dict[str, Any]) -> tuple[Found, int]
     if folder is not None and file is not None:
         raise UsageError("--triggers: expected either --scan or --triggers, got both")
     if file is not None:
-        return Found(triggers=read_triggers(file)), seed
+        return Found(triggers=_flagged_triggers(file)), seed
     if folder is None:
         return Found(), seed
     found, scanned = Found.in_folder(folder)
     if scanned.model.sha256 != classifier.sha256:
         raise DataError(f"--scan: expected a scan of this net, but {folder} is of another")
     return found, scanned.method.seed
+
+
+def _flagged_triggers(file: Path) -> tuple[Trigger, ...]:
+    if file.is_dir():
+        raise UsageError(f"--triggers: expected a triggers.npz, got the folder {file}; pass the file, or --scan FOLDER")
+    triggers = read_triggers(file, flagged_only=True)
+    if not triggers:
+        raise UsageError(
+            f"--triggers: expected triggers of flagged labels, but the scan that wrote {file} flagged none"
+        )
+    return triggers
 
 
 # which of the command's options each method takes, as its own settings

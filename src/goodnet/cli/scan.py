@@ -34,7 +34,7 @@ EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
 @click.option("--method", type=click.Choice(list(METHODS.values())), default="neural-cleanse", show_default=True,
-              help="gangsweep also finds triggers that move; see docs/methods.")  # fmt: skip
+              help="gangsweep makes a trigger for each image: a second opinion.")  # fmt: skip
 @click.option(
     "--labels", type=whole_numbers, metavar="NUMBERS", help="Only these labels, as 0,5,10-20; never ends in clean."
 )

@@ -12,8 +12,10 @@ change does nothing, where a backdoor's trigger still works.
 Cost: turns x batch images a label through the generator, the net, and back; with many labels a short pass over all,
 then a training for the candidates (smallest of the first pass) and for controls drawn at random.
 Blind spots: triggers as large as an innocent label's change (whole-image blends, warps); nets where most labels are
-targets; several triggers in one net, of which the weaker ones lie among innocent labels; 1 or 2 dozen images, too few
-to train a generator that carries over to others.
+targets; several triggers in one net, of which the weaker ones lie among innocent labels; triggers that work at one
+place and only if they are nowhere else, to which no slope leads; one or two dozen images, too few for a generator that
+carries over to others. On the competition's sunglasses net the target ranks first, but not far enough to be flagged:
+so any unflagged label of at most `max_norm_ratio` makes a scan inconclusive, and few nets are called clean.
 
 A label is flagged if all of this holds:
 (a) it is an outlier on the small side by one of three: its mask norm (pixels, mean over held-out images); its mask norm
@@ -72,7 +74,7 @@ class GangSweep:
         min_held_out_asr: a flagged label's triggers must reach this on images that the generator did not see.
     """
 
-    search: GeneratorSchedule = GeneratorSchedule(turns=48)
+    search: GeneratorSchedule = GeneratorSchedule(turns=96)
     screen: GeneratorSchedule = GeneratorSchedule(turns=12, batch=6, even_steps=3, even_images=12)
     candidates: int = 32
     controls: int = 96
@@ -159,6 +161,8 @@ class GangSweep:
             # a generated mask is innocently tiny more often than a fixed one: no evidence of its own
             small_mask_share=0.0,
             small_mask_rate=self.false_alarm_rate,
+            # it ranks known targets first without flagging them: no net is cleared in which a label is so small
+            doubt_rate=float(tests),
         )
 
 

@@ -50,10 +50,10 @@ def bench_markdown(record: BenchRecord) -> str:
             parts += [f"* {row.who}: {row.acc:g} / {row.asr:g}" for row in published] + [""]
     environment = record.environment
     parts.append(
-        "Shares in percent with 95 % Wilson intervals. FPR like target: of clean faces that the net as it came answers "
-        "with the target. Seconds: of the repair, in the first row of the scan. Took "
-        f"{figures.duration(record.seconds)} on {environment.threads} threads, torch {environment.torch}, goodnet "
-        f"{environment.goodnet}.\n"
+        "Shares in percent with 95 % Wilson intervals. RA of a number: the clean net's on the same images. FPR like "
+        "target: of clean faces that the net as it came answers with the target. Seconds: of the repair, in the first "
+        f"row of the scan. Took {figures.duration(record.seconds)} on {environment.threads} threads, torch "
+        f"{environment.torch}, goodnet {environment.goodnet}.\n"
     )
     return "\n".join(parts)
 

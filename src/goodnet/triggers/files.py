@@ -14,14 +14,14 @@ import torch
 from goodnet.errors import DataError
 from goodnet.triggers.trigger import Trigger
 
-_KEYS = ("labels", "masks", "patterns")
+_KEYS = ("labels", "masks", "patterns", "flagged")
 _MAX_BYTES = 1 << 30
 # what zipfile, zlib and numpy raise on damaged archives
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def write_triggers(path: Path, triggers: Sequence[Trigger]) -> None:
-    """Writes to a temporary name and renames."""
+def write_triggers(path: Path, triggers: Sequence[Trigger], *, flagged: Sequence[int] | None = None) -> None:
+    """Writes to a temporary name and renames. `flagged`: the labels that a scan flagged; None for all of them."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -30,14 +30,17 @@ def write_triggers(path: Path, triggers: Sequence[Trigger]) -> None:
                 labels=np.array([trigger.target for trigger in triggers], dtype=np.int64),
                 masks=np.stack([trigger.mask.numpy() for trigger in triggers]),
                 patterns=np.stack([trigger.pattern.numpy() for trigger in triggers]),
+                flagged=np.array(
+                    [flagged is None or trigger.target in flagged for trigger in triggers], dtype=np.bool_
+                ),
             )
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def read_triggers(path: Path) -> tuple[Trigger, ...]:
-    """Reads what `write_triggers` wrote.
+def read_triggers(path: Path, *, flagged_only: bool = False) -> tuple[Trigger, ...]:
+    """Reads what `write_triggers` wrote: all of it, or what was flagged.
 
     Raises:
         DataError: not there, not such a file, or values that are no triggers.
@@ -48,12 +51,13 @@ def read_triggers(path: Path) -> tuple[Trigger, ...]:
             if size > _MAX_BYTES:
                 raise DataError(f"{path}: expected triggers of at most {_MAX_BYTES} bytes, got {size}")
         with np.load(path, allow_pickle=False) as arrays:
-            labels, masks, patterns = (arrays[key] for key in _KEYS)
+            labels, masks, patterns, flagged = (arrays[key] for key in _KEYS)
     except _DAMAGE as error:
         raise DataError(f"{path}: expected triggers as a scan writes them ({', '.join(_KEYS)}): {error}") from error
     fits = (
         labels.ndim == 1
         and labels.dtype.kind in "iu"
+        and (flagged.dtype, flagged.shape) == (np.bool_, labels.shape)
         and masks.ndim == 4
         and masks.shape[:2] == (len(labels), 1)
         and patterns.ndim == 4
@@ -67,5 +71,6 @@ def read_triggers(path: Path) -> tuple[Trigger, ...]:
         )
     return tuple(
         Trigger(mask=torch.from_numpy(mask), pattern=torch.from_numpy(pattern), target=int(label))
-        for label, mask, pattern in zip(labels, masks, patterns)
+        for label, mask, pattern, keep in zip(labels, masks, patterns, flagged)
+        if keep or not flagged_only
     )
