@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cli_support import TARGET, Shell, block_images, fill, repair, save_images, triggered
 from goodnet.cli import run
@@ -85,6 +86,9 @@ def test_triggers_are_saved_and_used_again(place: Path, shell: Shell) -> None:
     done = repair(shell, "--scan", "scanned", "--out", "out", "--json", how=("--method", "nc-prune"))
     saved = read_triggers(Path("out/triggers.npz"))
     assert [trigger.target for trigger in saved] == [TARGET]
+    assert {path.name for path in Path("out/triggers").iterdir()} == {"label-0003-mask.png", "label-0003-pattern.png"}
+    mask = np.asarray(Image.open("out/triggers/label-0003-mask.png"))
+    np.testing.assert_allclose(mask, saved[0].mask[0].numpy() * 255, atol=0.5)
     again = repair(shell, "--triggers", "out/triggers.npz", "--json", how=("--method", "nc-prune"))
     assert again.json["pruned"] == done.json["pruned"]
     assert again.json["after"]["poisoned"] == done.json["after"]["poisoned"]

@@ -31,7 +31,7 @@ from goodnet.repair.nc_prune import Pruning
 from goodnet.repair.retrain import Retraining
 from goodnet.repair.unlearning import Unlearning
 from goodnet.strict_json import write_record
-from goodnet.triggers.files import read_triggers, write_triggers
+from goodnet.triggers.files import read_triggers, write_pictures, write_triggers
 from goodnet.triggers.inversion import Schedule, invert
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, Repaired
@@ -193,6 +193,7 @@ def _write(record: RepairRecord, triggers: Sequence[Trigger], folder: Path | Non
     folder.mkdir(parents=True, exist_ok=True)
     if triggers:
         write_triggers(folder / "triggers.npz", triggers)
+        write_pictures(folder / "triggers", triggers)
     write_record(record, folder / "repair.json")
 
 

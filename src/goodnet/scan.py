@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
@@ -24,8 +23,7 @@ from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Example, LabelResult, ScanRecord, Share
 from goodnet.strict_json import write_record
-from goodnet.triggers.files import write_triggers
-from goodnet.triggers.trigger import Trigger
+from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
 
 # More images do not sharpen a search whose steps see 16 each; ASR on 128 is known to +-4 points at 95 %.
 _MAX_FIT, _MAX_HELD_OUT = 384, 128
@@ -117,6 +115,7 @@ def scan(
         kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
         triggers = [detection.triggers[label] for label in kept]
         write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
+        write_pictures(out / "triggers", triggers)
         write_record(record, out / "scan.json")
     return record
 
@@ -226,7 +225,7 @@ def _examples(
         trigger = detection.triggers[label]
         images = held_out[0][held_out[1] != label]
         images = images[torch.linspace(0, len(images) - 1, min(len(images), _DRAWN_IMAGES)).long()]  # of many classes
-        for kind, pixels in (("mask", trigger.mask), ("pattern", _visible(trigger))):
+        for kind, pixels in (("mask", trigger.mask), ("pattern", visible_pattern(trigger))):
             examples.append(_draw(folder, label, kind, None, pixels, None))
         for kind, pictures in (("clean", images), ("triggered", trigger.apply(images))):
             answers = classifier.predict(pictures).tolist()
@@ -235,13 +234,7 @@ def _examples(
     return tuple(examples)
 
 
-def _visible(trigger: Trigger) -> torch.Tensor:
-    """The pattern where the mask lets it through, on mid grey."""
-    return torch.lerp(torch.full_like(trigger.pattern, 0.5), trigger.pattern, trigger.mask.expand_as(trigger.pattern))
-
-
 def _draw(folder: Path, label: int, kind: str, index: int | None, pixels: torch.Tensor, given: int | None) -> Example:
-    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     name = f"label-{label:04d}-{kind}" + ("" if index is None else f"-{index}") + ".png"
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(folder / name)
+    write_png(folder / name, pixels)
     return Example(label=label, kind=kind, file=f"{folder.name}/{name}", index=index, answer=given)

@@ -19,8 +19,11 @@ from goodnet.report.terminal import WIDTH
 
 
 def print_table(table: Table) -> None:
-    """A table as wide as the terminal."""
-    Console(width=None if Console().is_terminal else WIDTH, highlight=False).print(table)
+    """A table as wide as the terminal, without blanks at the ends of its lines."""
+    console = Console(width=None if Console().is_terminal else WIDTH, highlight=False)
+    with console.capture() as printed:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def print_text(text: str) -> None:

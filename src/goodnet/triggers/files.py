@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from goodnet.errors import DataError
 from goodnet.triggers.trigger import Trigger
@@ -37,6 +39,28 @@ def write_triggers(path: Path, triggers: Sequence[Trigger], *, flagged: Sequence
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_pictures(folder: Path, triggers: Sequence[Trigger]) -> None:
+    """`label-0007-mask.png` and `label-0007-pattern.png` of each, to look at; further ones of a label are numbered."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen: Counter[int] = Counter()
+    for trigger in triggers:
+        seen[trigger.target] += 1
+        turn = f"-{seen[trigger.target]}" if seen[trigger.target] > 1 else ""
+        for kind, pixels in (("mask", trigger.mask), ("pattern", visible_pattern(trigger))):
+            write_png(folder / f"label-{trigger.target:04d}{turn}-{kind}.png", pixels)
+
+
+def visible_pattern(trigger: Trigger) -> torch.Tensor:
+    """(C, H, W) the pattern where the mask lets it through, on mid grey."""
+    return torch.lerp(torch.full_like(trigger.pattern, 0.5), trigger.pattern, trigger.mask.expand_as(trigger.pattern))
+
+
+def write_png(path: Path, pixels: torch.Tensor) -> None:
+    """(C, H, W) in [0, 1], C 1 or 3, as 8 bits: a picture, from which no figure is ever computed."""
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
 
 
 def read_triggers(path: Path, *, flagged_only: bool = False) -> tuple[Trigger, ...]:
