@@ -32,9 +32,8 @@ variance, which the paper says is low, is recorded, but told targets from other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +41,7 @@ import torch
 from torch import Tensor
 
 from goodnet import stats
-from goodnet.detection import Detection
+from goodnet.detection import Detection, both_passes, candidates_and_controls, counter
 from goodnet.errors import ModelError, UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
@@ -117,12 +116,13 @@ class GangSweep:
         if not self.exhaustive and len(wanted) > self.candidates + self.controls:
             generated = run.train("first pass", wanted, self.screen, None)
             screened = run.rows(generated, whole=False)
-            chosen, drawn = self._choose(screened, seed)
+            sizes = np.nan_to_num(_norms(screened), nan=np.inf)
+            chosen, drawn = candidates_and_controls(sizes, self.candidates, self.controls, seed=seed)
             some, reference = [label for label, c in zip(wanted, chosen) if c], drawn[chosen]
         generated = run.train("training", some, self.search, generated)
         rows = _scored(run.rows(generated, whole=True), reference)
         if screened is not None:
-            rows = _both_passes(rows, screened)
+            rows = both_passes(rows, _scored(screened, np.ones(len(screened), dtype=np.bool_)))
         decision = self._decision(rows[: len(some)], reference, len(wanted), two_passes=screened is not None)
         rows = [replace(row, flagged=decision.flags(row, len(wanted))) for row in rows]
         return Detection(
@@ -131,15 +131,6 @@ class GangSweep:
             decision=decision,
             forward_passes=run.passes,
         )
-
-    def _choose(self, screened: list[LabelResult], seed: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """(labels to train whole, those of them that were drawn at random)"""
-        sizes = np.nan_to_num(_norms(screened), nan=np.inf)
-        drawn = np.zeros(len(sizes), dtype=np.bool_)
-        drawn[np.random.default_rng([seed, len(sizes)]).choice(len(sizes), self.controls, replace=False)] = True
-        chosen = drawn.copy()
-        chosen[np.argsort(sizes, kind="stable")[: self.candidates]] = True
-        return chosen, drawn
 
     def _decision(
         self, rows: list[LabelResult], reference: npt.NDArray[np.bool_], tests: int, *, two_passes: bool
@@ -188,14 +179,14 @@ class _Run:
     ) -> GeneratedTriggers:
         turns = len(labels) * schedule.turns
         self.passes += turns * schedule.batch
-        count = self._counter(stage, turns)
+        count = counter(self.progress, stage, turns)
         return train_generator(
             self.classifier, *self.fit, labels, schedule, seed=self.seed, start=start, on_steps=count
         )
 
     def rows(self, generated: GeneratedTriggers, *, whole: bool) -> list[LabelResult]:
         """One row a label, measured on held-out images; of labels trained whole the shifts, too."""
-        count = self._counter("judging", len(generated.labels))
+        count = counter(self.progress, "judging", len(generated.labels))
         self.passes += len(generated.labels) * len(self.images) * (3 if whole else 2)
 
         def row(i: int) -> LabelResult:
@@ -237,17 +228,6 @@ class _Run:
             held_out_asr=asr,
             transfer_asr=None if transfer is None else max(transfer, _HALF / len(x)),
         )
-
-    def _counter(self, stage: str, total: int) -> Callable[[int], None]:
-        done, lock = 0, Lock()
-
-        def count(more: int) -> None:
-            nonlocal done
-            with lock:
-                done += more
-                self.progress(stage, done, total)
-
-        return count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -313,20 +293,4 @@ def _scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[L
     return [
         replace(row, score=value(index[i]), p_value=value(joined[i]), norm_ratio=value(ratios[i]))
         for i, row in enumerate(rows)
-    ]
-
-
-def _both_passes(searched: list[LabelResult], screened: list[LabelResult]) -> list[LabelResult]:
-    """The rows of the whole training, then, for the other labels, the first pass's.
-
-    Either pass may show a label: its p-value is twice the smaller of both (Bonferroni for two).
-    """
-    first = {row.label: row for row in _scored(screened, np.ones(len(screened), dtype=np.bool_))}
-    rows = []
-    for row in searched:
-        early = first.pop(row.label)
-        known = [p for p in (row.p_value, early.p_value) if p is not None]
-        rows.append(replace(row, p_value=min(1.0, 2 * min(known)) if known else None, screen_norm=early.mask_norm))
-    return rows + [
-        replace(r, status="screened", screen_norm=r.mask_norm, mask_norm=None, mask_share=None) for r in first.values()
     ]

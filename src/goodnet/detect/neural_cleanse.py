@@ -26,16 +26,15 @@ Deviations from the paper and the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from goodnet import stats
-from goodnet.detection import Detection
+from goodnet.detection import Detection, both_passes, candidates_and_controls, counter
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
@@ -114,14 +113,16 @@ class NeuralCleanse:
         screened: list[Inverted] | None = None
         if not self.exhaustive and len(wanted) > self.candidates + self.controls:
             screened = found.invert("first pass", wanted, self.screen)
-            whole, reference = self._choose(screened, seed)
+            norms = np.array([r.trigger.norm if r.success else np.inf for r in screened])
+            whole, reference = candidates_and_controls(norms, self.candidates, self.controls, seed=seed)
         some = [label for label, chosen in zip(wanted, whole) if chosen]
         searched = found.invert("search", some, self.search)
         rows = found.rows(searched, "searched")
         triggers = {label: r.trigger for label, r in zip(some, searched)}
         rows = _scored(rows, reference[whole])
         if screened is not None:
-            rows = _both_passes(rows, found.rows(screened, "screened"))
+            first = found.rows(screened, "screened")
+            rows = both_passes(rows, _scored(first, np.ones(len(first), dtype=np.bool_)))
         decision = self._decision(rows, reference[whole], len(wanted), two_passes=screened is not None)
         suspect = any(decision.flags(row, len(wanted)) for row in rows)
         rows = [replace(row, flagged=decision.flags(row, len(wanted), beside_another=suspect)) for row in rows]
@@ -131,15 +132,6 @@ class NeuralCleanse:
             decision=decision,
             forward_passes=found.passes,
         )
-
-    def _choose(self, screened: list[Inverted], seed: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """(labels to search whole, those of them that were drawn at random)"""
-        norms = np.array([r.trigger.norm if r.success else np.inf for r in screened])
-        reference = np.zeros(len(norms), dtype=np.bool_)
-        reference[np.random.default_rng([seed, len(norms)]).choice(len(norms), self.controls, replace=False)] = True
-        whole = reference.copy()
-        whole[np.argsort(norms, kind="stable")[: self.candidates]] = True
-        return whole, reference
 
     def _decision(
         self, rows: list[LabelResult], reference: npt.NDArray[np.bool_], tests: int, *, two_passes: bool
@@ -184,7 +176,7 @@ class _Found:
     def invert(self, stage: str, labels: list[int], schedule: Schedule) -> list[Inverted]:
         steps = len(labels) * schedule.steps
         self.passes += steps * schedule.batch
-        count = self._counter(stage, steps)
+        count = counter(self.progress, stage, steps)
         return invert(self.classifier, *self.fit, labels, schedule, seed=self.seed, block=self.block, on_steps=count)
 
     def rows(self, results: Sequence[Inverted], status: str) -> list[LabelResult]:
@@ -207,39 +199,7 @@ class _Found:
     def _success(self, stage: str, results: Sequence[Inverted], images: tuple[Tensor, Tensor]) -> list[float | None]:
         self.passes += len(results) * len(images[0])
         triggers = [result.trigger for result in results]
-        return success_rates(self.classifier, triggers, *images, on_done=self._counter(stage, len(results)))
-
-    def _counter(self, stage: str, total: int) -> Callable[[int], None]:
-        """Adds up what threads have done and tells the user."""
-        done, lock = 0, Lock()
-
-        def count(more: int) -> None:
-            nonlocal done
-            with lock:
-                done += more
-                self.progress(stage, done, total)
-
-        return count
-
-
-def _both_passes(searched: list[LabelResult], screened: list[LabelResult]) -> list[LabelResult]:
-    """The searched rows and, for the other labels, the first pass's, which are scored among all labels.
-
-    The first pass compares a label with all others, the search with the controls: either may show it, so a searched
-    label's p-value is twice the smaller of both (Bonferroni for two, whatever their dependence).
-    """
-    first = {row.label: row for row in _scored(screened, np.ones(len(screened), dtype=np.bool_))}
-    rows = []
-    for row in searched:
-        early = first.pop(row.label)
-        known = [p for p in (row.p_value, early.p_value) if p is not None]
-        joined = min(1.0, 2 * min(known)) if known else None
-        rows.append(replace(row, p_value=joined, screen_norm=early.mask_norm))
-    # a first pass that found no mask says only that the label is not among the smallest
-    left = [
-        replace(r, status="screened", screen_norm=r.mask_norm, mask_norm=None, mask_share=None) for r in first.values()
-    ]
-    return rows + left
+        return success_rates(self.classifier, triggers, *images, on_done=counter(self.progress, stage, len(results)))
 
 
 def _scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[LabelResult]:
