@@ -98,3 +98,11 @@ def test_rounds_end_when_a_scan_flags_nothing_more(place: Path, shell: Shell) ->
     done = repair(shell, "--scan", "scanned", "--rounds", "3", "--json", how=("--method", "nc-prune")).json
     assert done["rounds"][0] == [TARGET]
     assert len(done["rounds"]) == 1  # the neuron is gone; scans of the pruned net find nothing
+
+
+def test_a_clean_set_given_as_poison_is_remarked_on(place: Path, shell: Shell) -> None:
+    done = shell("evaluate", "bad.pt", "--arch", "mlp", "--clean", "test.npz", "--poisoned", "test.npz")
+    assert done.code == 0
+    assert "test.npz has several labels and no true_label" in done.err
+    done = shell("evaluate", "bad.pt", "--arch", "mlp", "--clean", "test.npz", "--poisoned", "poison.npz")
+    assert done.err == ""

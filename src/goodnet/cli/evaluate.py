@@ -13,6 +13,7 @@ from goodnet.cli.options import (
     data_range_option,
     model_options,
     read_clean,
+    read_poisoned,
     run_options,
     take_model_options,
 )
@@ -42,7 +43,7 @@ def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **opt
     classifier = model_opts.load(model)
     before = None if options["before"] is None else model_opts.load(options["before"])
     images = read_clean(clean, classifier, options["data_range"])
-    triggered = [read_clean(path, classifier, options["data_range"]) for path in poisoned]
+    triggered = [read_poisoned(path, classifier, options["data_range"]) for path in poisoned]
     with progress.shown(options["as_json"]) as report:
         record = evaluate(
             classifier,

@@ -19,6 +19,7 @@ from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import Shape
 from goodnet.models.load import load_classifier
+from goodnet.report.figures import visible
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MAX_RANGE = 1 << 20
@@ -147,6 +148,18 @@ def resolve_device(name: str) -> str:
 def read_clean(path: Path, classifier: Classifier, data_range: str | None) -> Images:
     """Clean images that fit the net."""
     return read_images(path, classes=classifier.classes, data_range=data_range)
+
+
+def read_poisoned(path: Path, classifier: Classifier, data_range: str | None) -> Images:
+    """Triggered images that fit the net; a word of warning where they look like clean ones given by mistake."""
+    images = read_images(path, classes=classifier.classes, data_range=data_range)
+    if images.true_labels is None and images.labels is not None and len(set(images.labels.tolist())) > 1:
+        click.echo(
+            f"goodnet: take care: {visible(str(path))} has several labels and no true_label; a poisoned set is "
+            "labelled with the attacker's target, so if this is a clean set, its ASR means nothing",
+            err=True,
+        )
+    return images
 
 
 def command_line() -> tuple[str, ...]:
