@@ -13,7 +13,7 @@ from goodnet.cli.options import (
     data_range_option,
     model_options,
     read_clean,
-    read_poisoned,
+    remark_on_poisoned,
     run_options,
     take_model_options,
 )
@@ -43,7 +43,7 @@ def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **opt
     classifier = model_opts.load(model)
     before = None if options["before"] is None else model_opts.load(options["before"])
     images = read_clean(clean, classifier, options["data_range"])
-    triggered = [read_poisoned(path, classifier, options["data_range"]) for path in poisoned]
+    triggered = [read_clean(path, classifier, options["data_range"]) for path in poisoned]
     with progress.shown(options["as_json"]) as report:
         record = evaluate(
             classifier,
@@ -55,6 +55,7 @@ def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **opt
             command=command_line(),
             progress=report,
         )
+    remark_on_poisoned(triggered)
     write_page(options["out"])
     if options["as_json"]:
         click.echo(to_json(record), nl=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,16 +150,15 @@ def read_clean(path: Path, classifier: Classifier, data_range: str | None) -> Im
     return read_images(path, classes=classifier.classes, data_range=data_range)
 
 
-def read_poisoned(path: Path, classifier: Classifier, data_range: str | None) -> Images:
-    """Triggered images that fit the net; a word of warning where they look like clean ones given by mistake."""
-    images = read_images(path, classes=classifier.classes, data_range=data_range)
-    if images.true_labels is None and images.labels is not None and len(set(images.labels.tolist())) > 1:
-        click.echo(
-            f"goodnet: take care: {visible(str(path))} has several labels and no true_label; a poisoned set is "
-            "labelled with the attacker's target, so if this is a clean set, its ASR means nothing",
-            err=True,
-        )
-    return images
+def remark_on_poisoned(sets: Sequence[Images]) -> None:
+    """A word of warning, once a command has done its work, where triggered images look like clean ones."""
+    for images in sets:
+        if images.true_labels is None and images.labels is not None and len(set(images.labels.tolist())) > 1:
+            click.echo(
+                f"goodnet: take care: {visible(images.name)} has several labels and no true_label; a poisoned set is "
+                "labelled with the attacker's target, so if this is a clean set, its ASR means nothing",
+                err=True,
+            )
 
 
 def command_line() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from goodnet.cli.options import (
     data_range_option,
     model_options,
     read_clean,
-    read_poisoned,
+    remark_on_poisoned,
     run_options,
     take_model_options,
 )
@@ -91,7 +91,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     guard = Disagreement(max_fpr=options["max_fpr"])
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
-    poisoned = [read_poisoned(path, classifier, options["data_range"]) for path in options["poisoned_files"]]
+    poisoned = [read_clean(path, classifier, options["data_range"]) for path in options["poisoned_files"]]
     found, seed = _found(classifier, options)
     with progress.shown(options["as_json"]) as report:
         record, _ = repair(
@@ -108,6 +108,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
             command=command_line(),
             progress=report,
         )
+    remark_on_poisoned(poisoned)
     write_curve(record, options["out"])
     write_page(options["out"])
     if options["as_json"]:
