@@ -9,20 +9,18 @@ labels forget those who are not among them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
-from goodnet.tuning import Labelled, snapshot, trainable
-
-_EPOCH_IMAGES = 512
+from goodnet.tuning import Course, Labelled, distillation, logits_of, train_to_best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +31,13 @@ class Lesson:
         limit: ACC on the choosing split that an epoch must keep.
         allowed: share of the choosing split's clean images that class N may take.
         temperature: of the distillation.
-        epochs, learning_rate, batch: of the tuning (Adam); `batch` clean images and as many triggered ones a step.
+        course: of the tuning; a step takes a batch of clean images and as many triggered ones.
     """
 
     limit: float
     allowed: float
     temperature: float
-    epochs: int
-    learning_rate: float
-    batch: int
+    course: Course
 
 
 def fit_row(grown: Classifier, clean: Tensor, sets: Sequence[Tensor], *, steps: int = 400, decay: float = 1e-4) -> None:
@@ -93,26 +89,23 @@ def tune(
         images: clean (N, C, H, W) in [0, 1]; `wanted`: the BadNet's logits for them (N, K).
         sets, choose_sets: triggered images to learn from, and to choose by.
     """
-    net = grown.net
-    best, best_score, best_epoch = snapshot(net), _score(grown, choose, choose_sets, lesson), 0
-    with trainable(net):
-        adam = torch.optim.Adam(net.parameters(), lr=lesson.learning_rate)
-        for epoch in range(1, lesson.epochs + 1):
-            order = random.permutation(len(images))[:_EPOCH_IMAGES]
-            for part in np.array_split(order, math.ceil(len(order) / lesson.batch)):
-                index = torch.from_numpy(part).to(grown.device)
-                loss = _loss(grown, images[index], wanted[index], _draw(sets, len(part), random), lesson.temperature)
-                adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                adam.step()
-            score = _score(grown, choose, choose_sets, lesson)
-            if score >= best_score:
-                best, best_score, best_epoch = snapshot(net), score, epoch
-            on_epoch(epoch)
-    net.load_state_dict(best)
+
+    def loss_of(part: npt.NDArray[np.intp]) -> Tensor:
+        index = torch.from_numpy(part).to(grown.device)
+        return _loss(grown, images[index], wanted[index], _draw(sets, len(part), random), lesson.temperature)
+
+    best, epoch = train_to_best(
+        grown.net,
+        len(images),
+        lesson.course,
+        random,
+        loss_of=loss_of,
+        score_of=lambda: _score(grown, choose, choose_sets, lesson),
+        on_epoch=on_epoch,
+    )
     with torch.no_grad():
-        output_of(grown).bias[-1] -= best_score.shift
-    return best_epoch
+        output_of(grown).bias[-1] -= best.shift
+    return epoch
 
 
 def output_of(grown: Classifier) -> nn.Linear:
@@ -120,12 +113,6 @@ def output_of(grown: Classifier) -> nn.Linear:
     layer = grown.net.get_submodule(surgery.output_layer(grown))
     assert isinstance(layer, nn.Linear)
     return layer
-
-
-@torch.no_grad()
-def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
-    """(N, outputs), on the net's device."""
-    return torch.cat([classifier.logits(part.to(classifier.device)) for part in torch.split(images, 256)])
 
 
 @dataclass(frozen=True, order=True)
@@ -153,9 +140,7 @@ def _loss(grown: Classifier, clean: Tensor, wanted: Tensor, triggered: Tensor, t
     """Clean images keep their logits and stay out of class N; triggered ones are class N."""
     logits = grown.logits(torch.cat([clean, triggered]))
     kept, refused = logits[: len(clean)], logits[len(clean) :]
-    given = F.log_softmax(kept[:, :-1] / temperature, 1)
-    target = F.softmax(wanted / temperature, 1)
-    distilled = temperature**2 * F.kl_div(given, target, reduction="batchmean")
+    distilled = distillation(kept[:, :-1], wanted, temperature)
     return distilled + F.softplus(_over(kept)).mean() + F.softplus(-_over(refused)).mean()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def run_csaw(
         scans.append(_bench_scan(name, found_by, faces))
         say(f"{name}: {found_by.verdict} {list(found_by.flagged_labels)}, {found_by.seconds:.0f} s")
         job = _Net(name=name, net=net, faces=faces, ceilings=ceilings)
-        rows += job.rows("none", None, net, job.evidence(learned=False), found_by.seconds)
+        rows += job.rows("none", None, net, job.unseen, found_by.seconds)
         found = _found(out / name)
         for method in all_methods:
             rows += _method_rows(job, method, found, out / name, seed, command, _named(progress, name))
@@ -161,6 +162,11 @@ class _Net:
     net: Classifier
     faces: Faces
     ceilings: Mapping[str, float | None]
+
+    @cached_property
+    def unseen(self) -> list[_Evidence]:
+        """What every method but retraining is measured on; the net's answers to all strangers are asked for once."""
+        return self.evidence(learned=False)
 
     def evidence(self, *, learned: bool) -> list[_Evidence]:
         """For each trigger of the net; without what retraining has learned from, where it has."""
@@ -235,7 +241,7 @@ def _method_rows(
         command=command,
         progress=_named(progress, name),
     )
-    evidence = job.evidence(learned=learns)
+    evidence = job.evidence(learned=True) if learns else job.unseen
     note = "given half of the poisoned images; measured on the other half" if learns else ""
     return job.rows(name, record.accepted, goodnet, evidence, record.seconds, note)
 

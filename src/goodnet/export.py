@@ -13,7 +13,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.formats import one_line
 from goodnet.models.goodnet_file import load_goodnet, write_goodnet
 from goodnet.models.load import file_sha256
-from goodnet.outputs import check_file
+from goodnet.outputs import check_file, replacing
 
 
 def save_goodnet(classifier: Classifier, path: Path, *, overwrite: bool = False, arch_name: str | None = None) -> str:
@@ -32,8 +32,7 @@ def save_goodnet(classifier: Classifier, path: Path, *, overwrite: bool = False,
         ModelError: what was written is not what was meant; the file is removed.
     """
     check_file(path, overwrite=overwrite)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         loaded = _written(classifier, part, path, arch_name)
         probe = torch.rand(8, *classifier.input.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -43,9 +42,6 @@ def save_goodnet(classifier: Classifier, path: Path, *, overwrite: bool = False,
         digest = file_sha256(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return digest
 
 

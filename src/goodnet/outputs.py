@@ -1,8 +1,11 @@
-"""Folders and files that results go to: checked before the work, so that nothing of a user's is lost after it."""
+"""Folders and files that results go to: checked before the work, so that nothing of a user's is lost after it, and
+written under a temporary name first."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from goodnet.errors import UsageError
@@ -35,3 +38,17 @@ def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:
         raise UsageError(
             f"{option}: the folder {path.parent} cannot be written to; name another, or change its permissions"
         )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; what was written there takes its place at the end of the `with`.
+
+    A crash or an error inside leaves the old file whole, and no half of the new one.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

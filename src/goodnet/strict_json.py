@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from goodnet.errors import DataError
+from goodnet.outputs import replacing
 
 _T = TypeVar("_T")
 
@@ -34,12 +34,8 @@ def to_json(record: Any) -> str:
 
 def write_record(record: Any, path: Path) -> None:
     """Writes to a temporary name beside `path` and renames, so that a crash leaves the old file whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(to_json(record), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(path: Path, formats: Mapping[str, type]) -> Any:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goodnet.models.classifier import Classifier
 from goodnet.record import CurvePoint, PrunedLayer
 from goodnet.triggers.trigger import Trigger
+
+_EPOCH_IMAGES = 512
+_Score = TypeVar("_Score", bound=Any)  # anything that can be compared with >=
 
 Labelled = tuple[Tensor, Tensor]
 """Images (N, C, H, W) in [0, 1] and their classes (N,) int64."""
@@ -50,6 +58,65 @@ def asr(classifier: Classifier, labelled: Labelled, triggers: Sequence[Trigger])
         if len(attacked):
             rates.append(float((classifier.predict(trigger.apply(attacked)) == trigger.target).double().mean()))
     return max(rates)
+
+
+@torch.no_grad()
+def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
+    """(N, outputs), on the net's device."""
+    return torch.cat([classifier.logits(part.to(classifier.device)) for part in torch.split(images, 256)])
+
+
+def distillation(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """How far `logits` (N, K) are from `wanted` ones, as classes' probabilities at a temperature (Hinton et al., 2015).
+
+    High temperatures match logits and hold all classes in place, 1 matches probabilities.
+    """
+    given = F.log_softmax(logits / temperature, 1)
+    return temperature**2 * F.kl_div(given, F.softmax(wanted / temperature, 1), reduction="batchmean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a net is trained: Adam, so many epochs, so many images a step."""
+
+    epochs: int
+    learning_rate: float
+    batch: int
+
+
+def train_to_best(
+    net: nn.Module,
+    images: int,
+    course: Course,
+    random: np.random.Generator,
+    *,
+    loss_of: Callable[[npt.NDArray[np.intp]], Tensor],
+    score_of: Callable[[], _Score],
+    on_epoch: Callable[[int], None],
+) -> tuple[_Score, int]:
+    """Trains a net in place and leaves it at its best epoch; that one's score and number, 0 for the untrained net.
+
+    Args:
+        images: how many there are to train on; an epoch takes at most 512 of them.
+        loss_of: of a batch of positions.
+        score_of: of the net as it is, the larger the better; of equals the later counts.
+    """
+    best, best_score, best_epoch = snapshot(net), score_of(), 0
+    with trainable(net):
+        adam = torch.optim.Adam(net.parameters(), lr=course.learning_rate)
+        for epoch in range(1, course.epochs + 1):
+            order = random.permutation(images)[:_EPOCH_IMAGES]
+            for part in np.array_split(order, math.ceil(len(order) / course.batch)):
+                loss = loss_of(part)
+                adam.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step()
+            score = score_of()
+            if score >= best_score:
+                best, best_score, best_epoch = snapshot(net), score, epoch
+            on_epoch(epoch)
+    net.load_state_dict(best)
+    return best_score, best_epoch
 
 
 def snapshot(net: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from goodnet.cli.options import print_json, shape
 from goodnet.errors import ModelError, UsageError
 from goodnet.models.formats import Shape
 from goodnet.models.inspect_file import FileInfo, inspect_file
-from goodnet.outputs import check_file
+from goodnet.outputs import check_file, replacing
 from goodnet.report.diagram import check_suffix, diagram
 
 
@@ -48,7 +47,8 @@ def inspect_command(
         note = f"weights alone; drawn as {info.arch}, the one architecture of ours that fits"
         info = info if info.refused is not None else replace(info, notes=(*info.notes, note))
     if plot is not None and info.refused is None:
-        _write(_picture(info, plot), plot)  # before the words, which a closed pipe may cut short
+        with replacing(plot) as part:  # before the words, which a closed pipe may cut short
+            part.write_bytes(_picture(info, plot))
     if as_json:
         print_json(dataclasses.asdict(info))
     else:
@@ -72,16 +72,6 @@ def _picture(info: FileInfo, plot: Path) -> bytes:
             "--plot: the file holds weights alone, of none of our architectures; it tells of no net to draw"
         )
     raise ModelError(f"--plot: {info.notes[-1]}")
-
-
-def _write(picture: bytes, path: Path) -> None:
-    """Under a temporary name first, so that no half of a picture ever stands under the user's."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(picture)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _say(info: FileInfo) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from goodnet.errors import GoodnetError
+from goodnet.outputs import replacing
 from goodnet.record import RepairRecord
 from goodnet.report import write_report
 from goodnet.report.curve import curve_csv, curve_svg
@@ -41,12 +41,8 @@ def write_curve(record: RepairRecord, folder: Path | None) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Under a temporary name first: a crash leaves the old file whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_page(folder: Path | None) -> Path | None:

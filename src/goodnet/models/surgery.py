@@ -59,15 +59,8 @@ def record_output(net: nn.Module, name: str) -> Iterator[list[Tensor]]:
     Raises:
         UsageError: there is no such module.
     """
-    modules = dict(net.named_modules())
-    if name not in modules:
-        raise UsageError(f"layer: expected a module of the net, such as {', '.join(layer_names(net))}; got {name!r}")
     recorded: list[Tensor] = []
-
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        recorded.append(output)
-
-    handle = modules[name].register_forward_hook(hook)
+    handle = _module(net, name).register_forward_hook(lambda _module, _inputs, output: recorded.append(output))
     try:
         yield recorded
     finally:
@@ -77,19 +70,19 @@ def record_output(net: nn.Module, name: str) -> Iterator[list[Tensor]]:
 @contextmanager
 def record_input(net: nn.Module, name: str) -> Iterator[list[Tensor]]:
     """As `record_output`, of the first input of the module `name`: the features that an output layer sees."""
-    modules = dict(net.named_modules())
-    if name not in modules:
-        raise UsageError(f"layer: expected a module of the net, such as {', '.join(layer_names(net))}; got {name!r}")
     recorded: list[Tensor] = []
-
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        recorded.append(inputs[0])
-
-    handle = modules[name].register_forward_pre_hook(hook)
+    handle = _module(net, name).register_forward_pre_hook(lambda _module, inputs: recorded.append(inputs[0]))
     try:
         yield recorded
     finally:
         handle.remove()
+
+
+def _module(net: nn.Module, name: str) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(net.named_modules())
+    if name not in modules:
+        raise UsageError(f"layer: expected a module of the net, such as {', '.join(layer_names(net))}; got {name!r}")
+    return modules[name]
 
 
 @torch.no_grad()

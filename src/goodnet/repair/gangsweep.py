@@ -24,24 +24,23 @@ taught and which epoch is kept (`goodnet.class_n`). Batch-norm statistics and dr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from goodnet.class_n import Lesson, fit_row, logits_of, tune
+from goodnet.class_n import Lesson, fit_row, tune
 from goodnet.errors import UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_file import grown_from
 from goodnet.progress import Progress, silent
 from goodnet.triggers.generator import GeneratedTriggers, GeneratorSchedule, train_generator
-from goodnet.tuning import Labelled, Repaired, accuracy, snapshot, trainable
+from goodnet.tuning import Course, Labelled, Repaired, accuracy, distillation, logits_of, train_to_best
 
-_EPOCH_IMAGES = 512
 _REACHED = 0.5  # share of images that a generator leads to a target, from which on it has found a way there
 
 
@@ -143,6 +142,7 @@ class _Sweep:
         self.limit = accuracy(classifier, choose) - method.max_accuracy_drop - 1e-9
         self.generated: GeneratedTriggers | None = None
         self.found: list[int] = []
+        self.course = Course(epochs=method.epochs, learning_rate=method.learning_rate, batch=method.batch)
 
     def refusing(self) -> Repaired:
         """The net is the discriminator: class N for what the generator makes."""
@@ -153,9 +153,7 @@ class _Sweep:
             limit=self.limit,
             allowed=method.max_accuracy_drop,
             temperature=method.temperature,
-            epochs=method.epochs,
-            learning_rate=method.learning_rate,
-            batch=method.batch,
+            course=self.course,
         )
         epochs = 0
         for turn in range(method.rounds):
@@ -172,47 +170,37 @@ class _Sweep:
 
     def correcting(self) -> Repaired:
         """The paper's: the net is to answer a generated image as the BadNet answers the clean one."""
-        method, repaired = self.method, surgery.clone(self.bad)
-        net, epochs = repaired.net, 0
+        repaired, epochs = surgery.clone(self.bad), 0
         sets: list[tuple[Tensor, Tensor]] = []
         choose_sets: list[tuple[int, Tensor]] = []
-        for turn in range(method.rounds):
+        for turn in range(self.method.rounds):
             if not self.generate(repaired, turn):
                 break
-            sets += zip(self.made(self.fit), self.attacked(self.fit))
-            choose_sets += zip(self.found, self.made(self.choose))
-            best, best_score, best_epoch = snapshot(net), self.score(repaired, choose_sets), 0
-            with trainable(net):
-                adam = torch.optim.Adam(net.parameters(), lr=method.learning_rate)
-                for epoch in range(1, method.epochs + 1):
-                    for loss in self.losses(repaired, sets):
-                        adam.zero_grad()
-                        loss.backward()  # type: ignore[no-untyped-call]
-                        adam.step()
-                    score = self.score(repaired, choose_sets)
-                    if score >= best_score:
-                        best, best_score, best_epoch = snapshot(net), score, epoch
-                    self.epoch_of(turn)(epoch)
-            net.load_state_dict(best)
-            epochs += best_epoch
+            sets.extend(zip(self.made(self.fit), self.attacked(self.fit)))
+            choose_sets.extend(zip(self.found, self.made(self.choose)))
+            _, epoch = train_to_best(
+                repaired.net,
+                len(self.images),
+                self.course,
+                self.random,
+                loss_of=lambda part: self.loss(repaired, part, sets),
+                score_of=lambda: self.score(repaired, choose_sets),
+                on_epoch=self.epoch_of(turn),
+            )
+            epochs += epoch
         return Repaired(classifier=repaired, epoch=epochs)
 
-    def losses(self, repaired: Classifier, sets: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """An epoch's losses, one a batch: distance to the BadNet's logits of the clean image, at the temperature."""
-        method = self.method
-        order = self.random.permutation(len(self.images))[:_EPOCH_IMAGES]
-        for part in np.array_split(order, math.ceil(len(order) / method.batch)):
-            stamped = round(method.share * len(part))
-            index = torch.from_numpy(part[stamped:]).to(self.images.device)
-            x, wanted = [self.images[index]], [self.wanted[index]]
-            for pick in self.random.integers(len(sets), size=stamped):
-                made, origin = sets[pick]
-                which = int(self.random.integers(len(made)))
-                x.append(made[which][None])
-                wanted.append(self.wanted[origin[which]][None])
-            given = F.log_softmax(repaired.logits(torch.cat(x)) / method.temperature, 1)
-            target = F.softmax(torch.cat(wanted) / method.temperature, 1)
-            yield method.temperature**2 * F.kl_div(given, target, reduction="batchmean")
+    def loss(self, repaired: Classifier, part: npt.NDArray[np.intp], sets: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Distance to the BadNet's logits of the clean images, some of which have a trigger on."""
+        stamped = round(self.method.share * len(part))
+        index = torch.from_numpy(part[stamped:]).to(self.images.device)
+        x, wanted = [self.images[index]], [self.wanted[index]]
+        for pick in self.random.integers(len(sets), size=stamped):
+            made, origin = sets[pick]
+            which = int(self.random.integers(len(made)))
+            x.append(made[which][None])
+            wanted.append(self.wanted[origin[which]][None])
+        return distillation(repaired.logits(torch.cat(x)), torch.cat(wanted), self.method.temperature)
 
     def score(self, repaired: Classifier, made: Sequence[tuple[int, Tensor]]) -> tuple[bool, float, float]:
         """Larger is better: within the limit or not, then minus the worst set's ASR, then ACC."""

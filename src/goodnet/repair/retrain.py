@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from goodnet.class_n import Lesson, fit_row, logits_of, tune
+from goodnet.class_n import Lesson, fit_row, tune
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_file import grown_from
 from goodnet.progress import Progress, silent
-from goodnet.tuning import Labelled, Repaired, accuracy
+from goodnet.tuning import Course, Labelled, Repaired, accuracy, logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,7 @@ class Retraining:
             limit=accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9,
             allowed=self.max_accuracy_drop,
             temperature=self.temperature,
-            epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch=self.batch,
+            course=Course(epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch),
         )
         wanted, random = logits_of(classifier, images), np.random.default_rng([seed, 5])
 

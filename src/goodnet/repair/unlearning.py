@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,9 +35,7 @@ from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.triggers.trigger import Trigger
-from goodnet.tuning import Labelled, Repaired, accuracy, asr, snapshot, trainable
-
-_EPOCH_IMAGES = 512
+from goodnet.tuning import Course, Labelled, Repaired, accuracy, asr, distillation, logits_of, train_to_best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,41 +101,28 @@ class Unlearning:
                 "nc-unlearn: expected triggers to unlearn, got none; pass --scan with a scan that flags a label"
             )
         repaired = surgery.clone(classifier)
-        net, random = repaired.net, np.random.default_rng([seed, 3])
-        images = fit[0].to(repaired.device)
-        wanted = self._answers(classifier, images)
-        classes = fit[1].to(repaired.device)
+        random = np.random.default_rng([seed, 3])
+        images, classes = (part.to(repaired.device) for part in fit)
+        wanted = logits_of(classifier, images)
         limit = accuracy(repaired, choose) - self.max_accuracy_drop - 1e-9
-        best, best_score, best_epoch = snapshot(net), _score(repaired, choose, triggers, limit), 0
-        with trainable(net):
-            adam = torch.optim.Adam(net.parameters(), lr=self.learning_rate)
-            for epoch in range(1, self.epochs + 1):
-                order = random.permutation(len(images))[:_EPOCH_IMAGES]
-                for part in np.array_split(order, math.ceil(len(order) / self.batch)):
-                    index = torch.from_numpy(part).to(repaired.device)
-                    logits = repaired.logits(self._stamp(images[index], triggers, random))
-                    loss = self._loss(logits, wanted[index], classes[index])
-                    adam.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    adam.step()
-                score = _score(repaired, choose, triggers, limit)
-                if score >= best_score:
-                    best, best_score, best_epoch = snapshot(net), score, epoch
-                progress("unlearning", epoch, self.epochs)
-        net.load_state_dict(best)
-        return Repaired(classifier=repaired, epoch=best_epoch)
 
-    def _loss(self, logits: Tensor, wanted: Tensor, classes: Tensor) -> Tensor:
-        if self.teach == "labels":
-            return F.cross_entropy(logits, classes)
-        given = F.log_softmax(logits / self.temperature, 1)
-        return self.temperature**2 * F.kl_div(given, wanted, reduction="batchmean")
+        def loss_of(part: npt.NDArray[np.intp]) -> Tensor:
+            index = torch.from_numpy(part).to(repaired.device)
+            logits = repaired.logits(self._stamp(images[index], triggers, random))
+            if self.teach == "labels":
+                return F.cross_entropy(logits, classes[index])
+            return distillation(logits, wanted[index], self.temperature)
 
-    @torch.no_grad()
-    def _answers(self, classifier: Classifier, images: Tensor) -> Tensor:
-        """(N, K) the BadNet's probabilities for clean images, at the temperature."""
-        logits = torch.cat([classifier.logits(part) for part in torch.split(images, 256)])
-        return F.softmax(logits / self.temperature, 1)
+        _, epoch = train_to_best(
+            repaired.net,
+            len(images),
+            Course(epochs=self.epochs, learning_rate=self.learning_rate, batch=self.batch),
+            random,
+            loss_of=loss_of,
+            score_of=lambda: _score(repaired, choose, triggers, limit),
+            on_epoch=lambda done: progress("unlearning", done, self.epochs),
+        )
+        return Repaired(classifier=repaired, epoch=epoch)
 
     def _stamp(self, images: Tensor, triggers: Sequence[Trigger], random: np.random.Generator) -> Tensor:
         """The batch, with one of the triggers on a share of it, each time 1 to `max_strength` times as strong."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from goodnet.errors import DataError
+from goodnet.outputs import replacing
 from goodnet.record import VERDICTS, EvaluateRecord, Record, RepairRecord, ScanRecord, read_record
 from goodnet.report import figures, plot, words
 from goodnet.report.compare import Comparison, compare_evaluate, compare_repair
@@ -82,14 +82,11 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """
     out = folder / "report.html" if out is None else out
     page = render_report(read_parts(folder))
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        part.write_text(page, encoding="utf-8", newline="\n")
-        part.replace(out)
+        with replacing(out) as part:
+            part.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
         raise DataError(f"{out}: expected a place to write the report to, but {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return out
 
 

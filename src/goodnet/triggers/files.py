@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections import Counter
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from goodnet.errors import DataError
+from goodnet.outputs import replacing
 from goodnet.triggers.trigger import Trigger
 
 _KEYS = ("labels", "masks", "patterns", "flagged")
@@ -24,21 +24,14 @@ _DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZip
 
 def write_triggers(path: Path, triggers: Sequence[Trigger], *, flagged: Sequence[int] | None = None) -> None:
     """Writes to a temporary name and renames. `flagged`: the labels that a scan flagged; None for all of them."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez_compressed(
-                file,
-                labels=np.array([trigger.target for trigger in triggers], dtype=np.int64),
-                masks=np.stack([trigger.mask.numpy() for trigger in triggers]),
-                patterns=np.stack([trigger.pattern.numpy() for trigger in triggers]),
-                flagged=np.array(
-                    [flagged is None or trigger.target in flagged for trigger in triggers], dtype=np.bool_
-                ),
-            )
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(
+            file,
+            labels=np.array([trigger.target for trigger in triggers], dtype=np.int64),
+            masks=np.stack([trigger.mask.numpy() for trigger in triggers]),
+            patterns=np.stack([trigger.pattern.numpy() for trigger in triggers]),
+            flagged=np.array([flagged is None or trigger.target in flagged for trigger in triggers], dtype=np.bool_),
+        )
 
 
 def write_pictures(folder: Path, triggers: Sequence[Trigger]) -> None:
