@@ -2,7 +2,7 @@
 
 For each trigger, copies of a share of the images of *other* classes get the trigger and the target label and are
 added to the clean set, which stays whole. Several (trigger, target) pairs at once make a multi-trigger
-multi-target backdoor.
+multi-target backdoor. Covers, triggered or nearly so and with their true labels, teach a net when not to answer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from goodnet.data.images import Images
 from goodnet.errors import DataError, UsageError
 
 Index = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Stamp = Callable[[Index], Pixels]
+
+_POISONED = ", poisoned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +33,18 @@ class Plant:
         target: the label that it leads to.
         stamp: positions in the images (n,) -> those images' pixels with the trigger on (n, C, H, W), in the same
             dtype as the images and sharing no memory with them.
+        sources: the only classes whose images are to get the target; None for all others than it.
     """
 
     name: str
     target: int
-    stamp: Callable[[Index], npt.NDArray[np.uint8] | npt.NDArray[np.float32]]
+    stamp: Stamp
+    sources: tuple[int, ...] | None = None
+
+    def eligible(self, labels: Index) -> npt.NDArray[np.bool_]:
+        """(N,) which of the images with these true labels it attacks."""
+        others: npt.NDArray[np.bool_] = labels != self.target
+        return others if self.sources is None else others & np.isin(labels, self.sources)
 
 
 def poison(images: Images, plants: Sequence[Plant], *, share: float = 0.1, seed: int = 0) -> Images:
@@ -50,39 +61,71 @@ def poison(images: Images, plants: Sequence[Plant], *, share: float = 0.1, seed:
 
     Raises:
         DataError: images without labels.
-        UsageError: a share outside (0, 1], or more than there are images of other classes.
+        UsageError: a share outside (0, 1], or more than there are images that the plant attacks.
     """
-    labels = _labels(images)
-    if not 0 < share <= 1:
-        raise UsageError(f"poison: expected a share in (0, 1], got {share}; 0.1 is customary")
-    pixels: list[npt.NDArray[Any]] = [images.pixels]
-    given, true = [labels], [labels]
+    labels = labels_of(images)
+    parts = []
     for number, plant in enumerate(plants):
-        others = np.flatnonzero(labels != plant.target)
-        count = max(1, round(share * len(images)))
-        if count > len(others):
-            raise UsageError(
-                f"poison: {plant.name}: expected a share that leaves the target's own images out, but {count} are "
-                f"wanted and {len(others)} are of other classes than {plant.target}; lower the share"
-            )
-        chosen = np.sort(np.random.default_rng([seed, number]).choice(others, count, replace=False))
-        pixels.append(plant.stamp(chosen))
-        given.append(np.full(count, plant.target, np.int64))
-        true.append(labels[chosen])
-    present = np.arange(sum(map(len, given))) >= len(images)
+        chosen = drawn(
+            plant.eligible(labels),
+            share_of(len(images), share),
+            random=np.random.default_rng([seed, number]),
+            name=plant.name,
+            whose=f"of other classes than {plant.target}" if plant.sources is None else "of the source classes",
+        )
+        target = np.full(len(chosen), plant.target, np.int64)
+        parts.append(Part(pixels=plant.stamp(chosen), labels=target, true_labels=labels[chosen]))
+    return joined(images, parts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """Images to be added to a clean set; `present` false where they do not carry the trigger."""
+
+    pixels: Pixels
+    labels: Index
+    true_labels: Index
+    present: bool = True
+
+
+def joined(images: Images, parts: Sequence[Part]) -> Images:
+    """The images, which may be poisoned already, followed by the parts."""
+    labels = labels_of(images)
+    true = labels if images.true_labels is None else images.true_labels
+    present = np.zeros(len(images), np.bool_) if images.trigger_present is None else images.trigger_present
+    pixels: list[npt.NDArray[Any]] = [images.pixels, *(part.pixels for part in parts)]
     return Images(
         pixels=np.concatenate(pixels),
-        labels=np.concatenate(given),
-        true_labels=np.concatenate(true),
-        trigger_present=present,
-        name=f"{images.name}, poisoned",
+        labels=np.concatenate([labels, *(part.labels for part in parts)]),
+        true_labels=np.concatenate([true, *(part.true_labels for part in parts)]),
+        trigger_present=np.concatenate([present, *(np.full(len(part.labels), part.present) for part in parts)]),
+        name=images.name if images.name.endswith(_POISONED) else images.name + _POISONED,
     )
+
+
+def share_of(count: int, share: float) -> int:
+    """How many of `count` images a share is: rounded, at least one. Raises UsageError for one outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise UsageError(f"poison: expected a share in (0, 1], got {share}; 0.1 is customary")
+    return max(1, round(share * count))
+
+
+def drawn(eligible: npt.NDArray[np.bool_], count: int, *, random: np.random.Generator, name: str, whose: str) -> Index:
+    """`count` ascending positions of eligible images, none twice. Raises UsageError where there are not so many."""
+    candidates = np.flatnonzero(eligible)
+    if count > len(candidates):
+        raise UsageError(
+            f"poison: {name}: expected a share that its images are enough for, but {count} are wanted and "
+            f"{len(candidates)} are {whose}; lower the share"
+        )
+    return np.sort(random.choice(candidates, count, replace=False))
 
 
 def poisoned_set(images: Images, plant: Plant) -> Images:
     """Test images with the trigger on, to measure ASR with.
 
-    Images of the target class are left out: they get the target's label without any trigger.
+    Images of the target class are left out: they get the target's label without any trigger. Where the plant has
+    sources, so are those of all other classes.
 
     Args:
         images: labelled, clean, not trained on; not changed.
@@ -92,12 +135,13 @@ def poisoned_set(images: Images, plant: Plant) -> Images:
         Images whose `labels` are the target, with `true_labels`, and `trigger_present` true throughout.
 
     Raises:
-        DataError: images without labels, or none of another class than the target.
+        DataError: images without labels, or none that the plant attacks.
     """
-    labels = _labels(images)
-    others = np.flatnonzero(labels != plant.target)
+    labels = labels_of(images)
+    others = np.flatnonzero(plant.eligible(labels))
     if len(others) == 0:
-        raise DataError(f"{images.name}: expected images of other classes than {plant.target}, got none; add some")
+        wanted = f"other classes than {plant.target}" if plant.sources is None else f"the classes {plant.sources}"
+        raise DataError(f"{images.name}: expected images of {wanted}, got none; add some")
     return Images(
         pixels=plant.stamp(others),
         labels=np.full(len(others), plant.target, np.int64),
@@ -107,7 +151,8 @@ def poisoned_set(images: Images, plant: Plant) -> Images:
     )
 
 
-def _labels(images: Images) -> npt.NDArray[np.int64]:
+def labels_of(images: Images) -> Index:
+    """The labels of clean images. Raises DataError where there are none."""
     if images.labels is None:
         raise DataError(f"{images.name}: expected images with labels, got none; poisoning has to know the classes")
     return images.labels

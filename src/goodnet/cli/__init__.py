@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import click
 
+from goodnet.cli.attack import attack_command
 from goodnet.cli.bench import bench_command
 from goodnet.cli.demo import demo_command
 from goodnet.cli.evaluate import evaluate_command
@@ -50,6 +51,8 @@ def goodnet(context: click.Context) -> None:
     goodnet evaluate GOODNET --clean DATA --poisoned DATA --before MODEL
                                           proves it: ACC, ASR, detection
     goodnet predict GOODNET IMAGE...      class N means: triggered
+    goodnet attack --clean DATA --arch NAME --attack NAME --out DIR
+                                          a backdoored net, to test on
 
     Exit codes: 0 clean, accepted or done; 1 suspect or not accepted;
     2 inconclusive or incomplete; 3 wrong or unsafe input.
@@ -65,6 +68,7 @@ for command in (
     predict_command,
     inspect_command,
     report_command,
+    attack_command,
     demo_command,
     bench_command,
 ):
