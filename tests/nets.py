@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import nn
 
+from goodnet.data.images import Images
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.triggers.trigger import Trigger
 
@@ -92,3 +94,21 @@ def pictures(count: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     for image, label in zip(x, y.tolist()):
         image[:, 2:, 1 + 2 * label : 3 + 2 * label] += 0.35
     return x, y
+
+
+def net_with(classes: int, targets: dict[int, tuple[int, int]]) -> Classifier:
+    """A linear net whose classes are told apart over all pixels; each target also by one pixel of great weight."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(classes, *SHAPE, generator=generator) * 0.3
+    weight -= weight.mean((1, 2, 3), keepdim=True)
+    bias = torch.zeros(classes)
+    for target, (row, column) in targets.items():
+        weight[target, 0, row, column] = 14.0
+        bias[target] = -7.0
+    return classifier_of(Linear(weight, bias), SHAPE, classes)
+
+
+def clean_images(net: Classifier, count: int = 120) -> Images:
+    """Grey noise with the net's own answers as labels."""
+    pixels = np.clip(np.random.default_rng(0).normal(0.4, 0.15, size=(count, *SHAPE)), 0, 1).astype(np.float32)
+    return Images(pixels=pixels, labels=net.predict(torch.from_numpy(pixels)).numpy())

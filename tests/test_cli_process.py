@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -68,6 +69,14 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
     assert calls >= after, "the work was over before it could be interrupted"
 
 
+def unplanned(err: str) -> list[str]:
+    """The lines of stderr without the plan."""
+    lines = err.splitlines()
+    if lines[:1] == ["Plan:"]:
+        return [line for line in lines[1:] if not line.startswith("  ")]
+    return lines
+
+
 def test_an_interrupted_command_leaves_nothing(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = {
         "scan": ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--out", "again"),
@@ -81,7 +90,7 @@ def test_an_interrupted_command_leaves_nothing(place: Path, shell: Shell, monkey
             with interrupting(monkeypatch, after=1 if name == "evaluate" else 5):
                 done = shell(*command, *(["--overwrite"] if earlier else []))
             assert (done.code, done.out) == (2, ""), name
-            assert done.err == "goodnet: interrupted: no record was written\n"
+            assert unplanned(done.err) == ["goodnet: interrupted: no record was written"]
             assert files_in(place) == before
             if not earlier:
                 assert shell(*command).code in (0, 1, 2)
@@ -99,16 +108,68 @@ def test_ctrl_c_stops_a_running_scan(place: Path) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True, env=environment) as running:
         assert running.stderr is not None
-        first = running.stderr.readline()
-        assert first.startswith("search: "), first
+        first = next(line for line in running.stderr if line.startswith(("search: ", "margins: ")))
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
+    assert first
     assert running.returncode == 2
     assert out == ""
-    assert [line for line in err.splitlines() if not line.startswith("search: ")] == [
-        "goodnet: interrupted: no record was written"
+    said = [line for line in err.splitlines() if not line.startswith(("search: ", "margins: "))]
+    assert said[-1] == "goodnet: interrupted: no record was written"
+    assert said[:-1] in ([], ["goodnet: what is done is kept in wide: the same command goes on there"])
+    assert not (place / "wide" / "scan.json").exists()
+
+
+def test_what_an_interrupted_scan_has_done_is_kept(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz")
+    with interrupting(monkeypatch, after=130):  # margins are over after 60 steps a block
+        done = shell(*command, "--out", "again")
+    assert (done.code, done.out) == (2, "")
+    assert unplanned(done.err) == [
+        "goodnet: what is done is kept in again: the same command goes on there",
+        "goodnet: interrupted: no record was written",
     ]
-    assert not (place / "wide").exists()
+    more = shell(*command, "--out", "again", "--json")
+    assert more.err == "goodnet: going on where an earlier run stopped: 10 results are there\n"
+    whole = shell(*command, "--out", "whole", "--json")
+    assert (more.code, more.code) == (whole.code, 1)
+    assert Path("again/triggers.npz").read_bytes() == Path("whole/triggers.npz").read_bytes()
+    records = [json.loads(done.out) for done in (more, whole)]
+    for record in records:
+        del record["seconds"], record["environment"]
+    assert records[0] == records[1]
+    assert not list(Path("again").glob(".checkpoint*"))
+
+
+def test_a_scan_out_of_time_says_how_to_go_on(place: Path, shell: Shell) -> None:
+    command = ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--out", "again", "--overwrite")
+    done = shell(*command, "--exhaustive", "--labels", "0-8", "--time-limit", "0.7")
+    if done.code == 2 and "out of time" in done.err:
+        assert done.err.splitlines()[-1].endswith("the same command with --overwrite goes on there")
+        assert "time limit" in done.out
+        assert list(Path("again").glob(".checkpoint*"))
+    done = shell(*command, "--time-limit", "1e-6")
+    assert (done.code, done.out.splitlines()[0]) == (2, "INCONCLUSIVE")
+    assert "10 of 10 labels were not scanned" in done.out
+    assert shell(*command).code == 1
+
+
+def test_a_plan_alone_writes_nothing(place: Path, shell: Shell) -> None:
+    command = ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--out", "again", "--plan")
+    before = files_in(place)
+    done = shell(*command)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert (lines[0], [line.split()[0] for line in lines[1:-1]]) == ("Plan:", ["margins", "search", "search"])
+    assert "at most" in lines[-1]
+    for method in ("staged", "neural-cleanse", "gangsweep"):
+        plan = shell(*command, "--method", method, "--labels", "0-4", "--json").json
+        assert plan["format"] == "goodnet.plan/1"
+        assert plan["seconds"] * plan["images_per_second"] == pytest.approx(
+            sum(stage["passes"] for stage in plan["stages"])
+        )
+        assert {stage["labels"] for stage in plan["stages"]} == {5}
+    assert files_in(place) == before
 
 
 def test_nothing_is_wider_than_80_columns(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +208,8 @@ def test_a_page_that_fails_does_not_hide_the_verdict(place: Path, shell: Shell) 
     expected = scan(shell, "bad.pt")
     assert done.code == expected.code
     assert done.out.splitlines()[0] == expected.out.splitlines()[0]
-    assert done.err.startswith("goodnet: the record is written, the report is not: out/repair.json")
-    assert len(done.err.splitlines()) == 1
+    (line,) = unplanned(done.err)
+    assert line.startswith("goodnet: the record is written, the report is not: out/repair.json")
     assert Path("out/scan.json").exists()
 
 

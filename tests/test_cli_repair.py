@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli_support import TARGET, Shell, block_images, fill, repair, save_images, triggered
+from cli_support import PRUNING, TARGET, Shell, block_images, fill, repair, save_images, triggered
 from goodnet.cli import run
+from goodnet.repairing import Found
 from goodnet.triggers.files import read_triggers
 
 
@@ -106,3 +107,25 @@ def test_a_clean_set_given_as_poison_is_remarked_on(place: Path, shell: Shell) -
     assert "test.npz has several labels and no true_label" in done.err
     done = shell("evaluate", "bad.pt", "--arch", "mlp", "--clean", "test.npz", "--poisoned", "poison.npz")
     assert done.err == ""
+
+
+@pytest.mark.parametrize("method", ["staged", "neural-cleanse"])
+def test_a_scan_hands_its_triggers_and_its_search_over(method: str, place: Path, shell: Shell) -> None:
+    """A repaired net must be searched as long as the scan did: masks of another length cannot be compared."""
+    done = shell("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--method", method, "--block", "160",
+                 "--out", "again", "--json").json  # fmt: skip
+    found, record = Found.in_folder(Path("again"))
+    resolved = record.method.resolved
+    search = (resolved["masks"] if method == "staged" else resolved)["search"]
+    assert found.targets == tuple(trigger.target for trigger in found.triggers) == (TARGET,)
+    assert found.labels == ()
+    assert (found.schedule.steps, found.schedule.batch) == (search["steps"], search["batch"])
+    assert found.median_norm == done["decision"]["median_norm"]
+
+
+def test_what_the_check_of_the_input_says_reaches_the_reader(place: Path, shell: Shell) -> None:
+    pixels, _ = block_images(80, seed=4)
+    save_images(Path("unlabelled.npz"), data=pixels)
+    how = ("--clean", "unlabelled.npz", "--arch", "mlp", "--scan", "scanned", *PRUNING, "--json")
+    assert any(reason.startswith("take care: ") for reason in shell("repair", "bad.pt", *how).json["reasons"])
+    assert not any(reason.startswith("take care") for reason in repair(shell, "--json").json["reasons"])

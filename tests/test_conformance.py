@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from goodnet.detect.gangsweep import GangSweep
+from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.guard.disagreement import Disagreement
 from goodnet.models.classifier import Classifier
@@ -20,8 +21,10 @@ from goodnet.repair.nc_filter import Filter
 from goodnet.repair.nc_prune import Pruning
 from goodnet.repair.retrain import Retraining
 from goodnet.repair.unlearning import Unlearning
+from goodnet.staged import Staged
 from goodnet.triggers.generator import GeneratorSchedule
 from goodnet.triggers.inversion import Schedule
+from goodnet.triggers.margin import MarginSchedule
 from goodnet.triggers.trigger import Trigger
 from nets import small_cnn
 
@@ -38,6 +41,20 @@ def neural_cleanse_in_two_passes(net: Classifier, fit: Labelled, rest: Labelled,
     method = NeuralCleanse(
         search=Schedule(steps=6, batch=4), screen=Schedule(steps=3, batch=4), candidates=1, controls=8
     )
+    found = method(net, fit, rest, seed=seed, progress=progress)
+    return found.labels, [trigger.mask for trigger in found.triggers.values()]
+
+
+def max_margin(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    found = MaxMargin(climb=MarginSchedule(steps=5))(net, fit, rest, seed=seed, progress=progress)
+    return found.labels, found.forward_passes
+
+
+def staged(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    masks = NeuralCleanse(
+        search=Schedule(steps=6, batch=4), screen=Schedule(steps=3, batch=4), candidates=1, controls=8
+    )
+    method = Staged(margins=MaxMargin(climb=MarginSchedule(steps=5)), masks=masks, margin_candidates=2)
     found = method(net, fit, rest, seed=seed, progress=progress)
     return found.labels, [trigger.mask for trigger in found.triggers.values()]
 
@@ -121,6 +138,8 @@ def disagreement(net: Classifier, fit: Labelled, rest: Labelled, seed: int, prog
 METHODS: dict[str, Run] = {
     "neural-cleanse": neural_cleanse,
     "neural-cleanse, two passes": neural_cleanse_in_two_passes,
+    "max-margin": max_margin,
+    "staged": staged,
     "fine-pruning": fine_pruning(epochs=2, learning_rate=1e-3, batch=8),
     "fine-pruning, two layers": fine_pruning(layers=("2", "0"), mode="prune"),
     "fine-pruning, tune only": fine_pruning(mode="tune", epochs=2, batch=8),
@@ -216,9 +235,14 @@ def test_another_seed_gives_another_result(name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 12, 10), (1, 9, 14)])
 @pytest.mark.parametrize(
-    "detector", [NeuralCleanse(search=SHORT), GangSweep(search=GeneratorSchedule(turns=12, batch=8))]
+    "detector",
+    [
+        Staged(masks=NeuralCleanse(search=SHORT)),
+        NeuralCleanse(search=SHORT),
+        GangSweep(search=GeneratorSchedule(turns=12, batch=8)),
+    ],
 )
-def test_clean_nets_are_not_flagged(detector: NeuralCleanse | GangSweep, shape: tuple[int, int, int]) -> None:
+def test_clean_nets_are_not_flagged(detector: Staged | NeuralCleanse | GangSweep, shape: tuple[int, int, int]) -> None:
     """Random nets, in which every label is alike."""
     for seed in range(3):
         net = small_cnn(shape, 11)

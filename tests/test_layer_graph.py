@@ -43,15 +43,15 @@ def deepid() -> DeepID:
     return DeepID(classes=7, height=31, width=31)
 
 
-def test_deepid_branches_after_the_third_pool_and_joins_in_an_add() -> None:
+def test_deepid_branches_after_the_third_convolution_and_joins_in_an_add() -> None:
     graph = layer_graph(classifier_of(deepid(), (3, 31, 31), 7))
     edges = [(edge.source, edge.target) for edge in graph.edges]
     names = [label(node) for node in graph.nodes]
-    front = ["image", "conv_1", "relu", "pool", "conv_2", "relu", "pool", "conv_3", "relu", "pool"]
+    front = ["image", "conv_1", "pool", "relu", "conv_2", "pool", "relu", "conv_3", "pool", "relu"]
     assert names[:10] == front
     assert edges[:9] == list(zip(range(9), range(1, 10)))
-    pool, add = 9, names.index("add")
-    assert sorted(names[target] for source, target in edges if source == pool) == ["conv_4", "permute, flatten"]
+    last, add = 9, names.index("add")
+    assert sorted(names[target] for source, target in edges if source == last) == ["conv_4", "permute, flatten"]
     assert sorted(names[source] for source, target in edges if target == add) == ["fc_1", "fc_2"]
     assert names[add:] == ["add", "relu", "output", "7 classes"]
     assert len(graph.nodes) == 20

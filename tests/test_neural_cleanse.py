@@ -2,50 +2,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from goodnet.data.images import Images
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Detection
 from goodnet.errors import UsageError
-from goodnet.models.classifier import Classifier
 from goodnet.record import Decision, LabelResult, ScanRecord, read_record
 from goodnet.scan import decide, scan
 from goodnet.triggers.files import read_triggers
 from goodnet.triggers.inversion import Schedule
-from nets import Linear, classifier_of
-
-SHAPE = (1, 8, 8)
-
-
-def planted(classes: int, targets: dict[int, tuple[int, int]]) -> Classifier:
-    """A linear net whose classes are told apart over all pixels; each target also by one pixel of great weight."""
-    generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(classes, *SHAPE, generator=generator) * 0.3
-    weight -= weight.mean((1, 2, 3), keepdim=True)
-    bias = torch.zeros(classes)
-    for target, (row, column) in targets.items():
-        weight[target, 0, row, column] = 14.0
-        bias[target] = -7.0
-    return classifier_of(Linear(weight, bias), SHAPE, classes)
-
-
-def images(net: Classifier, count: int = 120) -> Images:
-    random = np.random.default_rng(0)
-    pixels = np.clip(random.normal(0.4, 0.15, size=(count, *SHAPE)), 0, 1).astype(np.float32)
-    labels = net.predict(torch.from_numpy(pixels)).numpy()
-    return Images(pixels=pixels, labels=labels)
-
+from nets import clean_images, net_with
 
 QUICK = NeuralCleanse(search=Schedule(steps=150, batch=16))
 
 
 @pytest.mark.parametrize("targets", [{}, {2: (1, 6)}, {2: (1, 6), 9: (5, 0)}])
 def test_planted_labels_are_flagged_and_no_others(targets: dict[int, tuple[int, int]]) -> None:
-    net = planted(16, targets)
-    record = scan(net, images(net), method=QUICK)
+    net = net_with(16, targets)
+    record = scan(net, clean_images(net), method=QUICK)
     assert record.flagged_labels == tuple(sorted(targets))
     assert record.verdict == ("suspect" if targets else "clean")
     for label in targets:
@@ -58,11 +33,11 @@ def test_planted_labels_are_flagged_and_no_others(targets: dict[int, tuple[int, 
 
 
 def test_two_passes_score_every_label_and_search_the_strongest() -> None:
-    net = planted(60, {7: (3, 3)})
+    net = net_with(60, {7: (3, 3)})
     method = NeuralCleanse(
         search=Schedule(steps=120, batch=8), screen=Schedule(steps=30, batch=8), candidates=4, controls=20
     )
-    record = scan(net, images(net), method=method)
+    record = scan(net, clean_images(net), method=method)
     assert [row.label for row in record.labels] == list(range(60))
     assert record.flagged_labels == (7,)
     status = [row.status for row in record.labels]
@@ -71,13 +46,13 @@ def test_two_passes_score_every_label_and_search_the_strongest() -> None:
     assert all(row.screen_norm is not None and row.score is not None for row in record.labels)
     assert all(row.mask_norm is None for row in record.labels if row.status == "screened")
     assert record.decision.compared == 20
-    alone = scan(net, images(net), method=method, labels=[7])
+    alone = scan(net, clean_images(net), method=method, labels=[7])
     assert alone.verdict == "inconclusive"
 
 
 def test_the_trigger_found_is_where_it_was_planted(tmp_path: Any) -> None:
-    net = planted(16, {2: (1, 6)})
-    record = scan(net, images(net), method=QUICK, out=tmp_path / "out")
+    net = net_with(16, {2: (1, 6)})
+    record = scan(net, clean_images(net), method=QUICK, out=tmp_path / "out")
     triggers = {trigger.target: trigger for trigger in read_triggers(tmp_path / "out" / "triggers.npz")}
     assert int(triggers[2].mask.argmax()) == 1 * 8 + 6
     assert float(triggers[2].pattern[0, 1, 6]) > 0.9
@@ -89,8 +64,8 @@ def test_the_trigger_found_is_where_it_was_planted(tmp_path: Any) -> None:
 
 
 def test_same_seed_same_record_and_other_seed_other() -> None:
-    net = planted(12, {2: (1, 6)})
-    first, second, other = (scan(net, images(net), method=QUICK, seed=seed) for seed in (3, 3, 4))
+    net = net_with(12, {2: (1, 6)})
+    first, second, other = (scan(net, clean_images(net), method=QUICK, seed=seed) for seed in (3, 3, 4))
     assert first.labels == second.labels
     assert first.labels != other.labels
 
@@ -129,7 +104,7 @@ def test_the_p_value_knows_the_number_of_labels() -> None:
 
 def test_a_tiny_mask_is_evidence_of_its_own_but_not_enough() -> None:
     method = detection().decision
-    borderline = {"p_value": 5e-3, "mask_share": 0.008}
+    borderline = {"p_value": 5e-3, "mask_share": 0.004}
     assert method.flags(row(0, **borderline), 10)
     assert not method.flags(row(0, **{**borderline, "mask_share": 0.02}), 10)
     assert not method.flags(row(0, **{**borderline, "p_value": 0.02}), 10)
@@ -165,8 +140,8 @@ def test_what_was_skipped_or_failed_never_ends_in_clean() -> None:
 
 
 def test_two_classes_are_too_few_to_compare() -> None:
-    net = planted(2, {})
-    record = scan(net, images(net), method=NeuralCleanse(search=Schedule(steps=20, batch=8)))
+    net = net_with(2, {})
+    record = scan(net, clean_images(net), method=NeuralCleanse(search=Schedule(steps=20, batch=8)))
     assert record.verdict == "inconclusive"
     assert "too few labels" in " ".join(record.reasons)
 
@@ -179,8 +154,8 @@ def test_settings_are_checked() -> None:
 
 
 def test_unlabelled_images_stand_on_the_nets_own_answers() -> None:
-    net = planted(16, {2: (1, 6)})
-    labelled = images(net)
+    net = net_with(16, {2: (1, 6)})
+    labelled = clean_images(net)
     bare = Images(pixels=labelled.pixels)
     record: ScanRecord = scan(net, bare, method=QUICK)
     assert record.verdict == "suspect"
@@ -188,10 +163,10 @@ def test_unlabelled_images_stand_on_the_nets_own_answers() -> None:
     assert not record.data.labelled
 
 
-def test_beside_a_flagged_label_a_doubtful_one_is_flagged_too() -> None:
+def test_beside_a_flagged_label_a_small_mask_needs_less() -> None:
     method = detection().decision
-    doubtful = {"p_value": 5e-3, "norm_ratio": 0.4, "held_out_asr": 0.8}
-    assert not method.flags(row(0, **doubtful), 10)
-    assert method.flags(row(0, **doubtful), 10, beside_another=True)
+    further = {"p_value": 3e-3, "norm_ratio": 0.4, "held_out_asr": 0.8}
+    assert not method.flags(row(0, **further), 10)
+    assert method.flags(row(0, **further), 10, beside_another=True)
     for less in ({"p_value": 0.02}, {"norm_ratio": 0.6}, {"held_out_asr": 0.5}):
-        assert not method.flags(row(0, **{**doubtful, **less}), 10, beside_another=True)
+        assert not method.flags(row(0, **{**further, **less}), 10, beside_another=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 
 from goodnet.data.images import Images
 from goodnet.models.classifier import Classifier
+from goodnet.models.twin import has_bfloat16
 from goodnet.record import DataInfo, Environment, MethodInfo, ModelInfo
 
 
@@ -48,6 +51,27 @@ def model_info(classifier: Classifier) -> ModelInfo:
 
 def data_info(images: Images) -> DataInfo:
     return DataInfo(name=images.name, sha256=images.sha256(), n=len(images), labelled=images.labels is not None)
+
+
+def fingerprint(classifier: Classifier, images: Images, method: Any, seed: int, labels: Sequence[int] | None) -> str:
+    """SHA-256 over all that a scan's results depend on: two scans with the same one find the same."""
+    digest = hashlib.sha256()
+    for name, tensor in classifier.net.state_dict().items():
+        fresh = torch.cat([tensor.detach().cpu().reshape(-1)])  # whatever its strides were
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(fresh.view(torch.uint8).numpy().tobytes())
+    settings = {
+        "method": [type(method).__name__, _plain(dataclasses.asdict(method))],
+        "arch": classifier.recipe.arch,
+        "images": images.sha256(),
+        "input": dataclasses.asdict(classifier.input),
+        "seed": seed,
+        "labels": None if labels is None else sorted(set(labels)),
+        "versions": [metadata.version("goodnet"), torch.__version__, np.__version__],
+        "machine": [str(classifier.device), has_bfloat16(classifier.device)],
+    }
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def method_info(name: str, method: Any, seed: int) -> MethodInfo:

@@ -20,12 +20,25 @@ from goodnet.triggers.trigger import Trigger
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detection:
-    """What a detector found: one row a label, the triggers of the labels that were searched whole."""
+    """What a detector found: one row a label, the triggers of the labels that were searched whole.
+
+    `reference` are the labels that were searched whole to show what an innocent one is like; all, where all were.
+    """
 
     labels: tuple[LabelResult, ...]
     triggers: Mapping[int, Trigger]
     decision: Decision
     forward_passes: int
+    reference: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A stage that is still to come: how many labels at most, and images through the net and back."""
+
+    stage: str
+    labels: int
+    passes: int
 
 
 def candidates_and_controls(
@@ -53,12 +66,18 @@ def both_passes(searched: Sequence[LabelResult], first_pass: Sequence[LabelResul
     rows = []
     for row in searched:
         early = first.pop(row.label)
+        if row.status == "skipped":
+            first[row.label] = early
+            continue
         known = [p for p in (row.p_value, early.p_value) if p is not None]
         joined = min(1.0, 2 * min(known)) if known else None
         rows.append(replace(row, p_value=joined, screen_norm=early.mask_norm))
     # a first pass that found no mask says only that the label is not among the smallest
     left = [
-        replace(r, status="screened", screen_norm=r.mask_norm, mask_norm=None, mask_share=None) for r in first.values()
+        r
+        if r.status == "skipped"
+        else replace(r, status="screened", screen_norm=r.mask_norm, mask_norm=None, mask_share=None)
+        for r in first.values()
     ]
     return rows + left
 

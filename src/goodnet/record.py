@@ -80,8 +80,16 @@ class LabelResult:
         status: `searched` (whole optimisation), `screened` (the short first pass alone, too weak to go on),
             `failed` (no mask reached the demanded ASR), `skipped` (not looked at).
         score: Neural Cleanse's anomaly index of the mask norm, small side positive.
-        p_value: chance that a clean net's label has as small a mask, before correction for the number of labels; where
-            there were two passes, of both.
+        p_value: chance that a clean net's label shows as much, before correction for the number of labels; of several
+            kinds of evidence, the smallest p-value times their number.
+        mask_p_value: of the mask norm alone; where there were two passes, of both.
+        margin: the largest margin in logits by which any input was found to get this label (MM-BD).
+        margin_ratio: margin over the median of all labels.
+        margin_p_value: of the margin alone.
+        preference: mean logit over smooth random pictures that show nothing, less the median of all labels.
+        joint_p_value: of mask, margin and preference together: the sum of their deviations against that of the others.
+        restart_norms: L1 of the smallest successful masks of further searches from other starts; `mask_norm` is then
+            the geometric mean of all.
         mask_norm: L1 of the smallest successful mask, in pixels.
         norm_ratio: mask_norm over the median of the labels that it is compared with.
         mask_share: mask_norm over the number of pixels of an image.
@@ -108,6 +116,13 @@ class LabelResult:
     shift_distance: float | None = None
     shift_variance: float | None = None
     transfer_asr: float | None = None
+    mask_p_value: float | None = None
+    margin: float | None = None
+    margin_ratio: float | None = None
+    margin_p_value: float | None = None
+    preference: float | None = None
+    joint_p_value: float | None = None
+    restart_norms: tuple[float, ...] = ()
     flagged: bool = False
 
 
@@ -116,10 +131,12 @@ class Decision:
     """What the verdict was made from, so that it can be drawn and made again.
 
     `median_norm` and `mad` are those of the compared labels' mask norms; `threshold_norm` is the mask norm under
-    which a label's p-value passes the correction for all labels; `max_norm_ratio` and `min_held_out_asr` are the
-    effect size and the success that a label must show as well. A mask of at most `small_mask_share` of the image is
-    evidence of its own: for such a label `small_mask_rate` takes the place of `false_alarm_rate`. A label that misses
-    a flag but has a p-value times labels of at most `doubt_rate` keeps the net from being called clean.
+    which a label's p-value passes the correction for all labels by its mask alone. As effect a label must show a mask
+    norm of at most `max_norm_ratio` of the median and a trigger that reaches `min_held_out_asr`, or a margin of at
+    least `min_margin_ratio` times the median. A null of these turns the effect off. A mask of at most
+    `small_mask_share` of the image is evidence of its own: for such a label `small_mask_rate` takes the place of
+    `false_alarm_rate`; beside a flagged label `further_rate` does. A label that misses a flag but has a p-value times
+    labels of at most `doubt_rate` keeps the net from being called clean.
     """
 
     false_alarm_rate: float
@@ -127,37 +144,50 @@ class Decision:
     median_norm: float | None
     mad: float | None
     threshold_norm: float | None
-    max_norm_ratio: float
-    min_held_out_asr: float
-    small_mask_share: float = 0.01
+    max_norm_ratio: float | None = None
+    min_held_out_asr: float | None = None
+    min_margin_ratio: float | None = None
+    small_mask_share: float = 0.005
     small_mask_rate: float = 0.1
+    further_rate: float = 0.05
     doubt_rate: float = 0.1
 
     def is_doubtful(self, row: LabelResult, tests: int) -> bool:
-        """Small enough, and not far from an outlier: no ground to flag it, but none to call the net clean either."""
-        close = row.p_value is not None and row.p_value * tests <= self.doubt_rate
-        return close and row.norm_ratio is not None and row.norm_ratio <= self.max_norm_ratio
+        """Unlike enough, and by some effect: no ground to flag it alone, but none to call the net clean either.
+
+        Where all evidence was put together, no single effect is asked: it may lie in what no one of them shows.
+        """
+        together = row.joint_p_value is not None and row.joint_p_value * tests <= self.doubt_rate
+        return together or self._within(row, tests, self.doubt_rate)
 
     def is_outlier(self, row: LabelResult, tests: int) -> bool:
         """Unlike the others by p-value (corrected for `tests` labels) and by effect; its held-out ASR is not asked."""
-        small = row.mask_share is not None and row.mask_share <= self.small_mask_share
-        rate = max(self.false_alarm_rate, self.small_mask_rate) if small else self.false_alarm_rate
-        return (
-            row.p_value is not None
-            and row.p_value * tests <= rate
-            and row.norm_ratio is not None
-            and row.norm_ratio <= self.max_norm_ratio
-        )
+        small = row.mask_share is not None and row.mask_share <= self.small_mask_share and self._small(row)
+        return self._within(row, tests, max(self.false_alarm_rate, self.small_mask_rate if small else 0.0))
 
     def flags(self, row: LabelResult, tests: int, *, beside_another: bool = False) -> bool:
         """Counts as a backdoor's target: an outlier, searched whole, that works on images it was not fitted on.
 
-        `beside_another`: some label of the net is flagged already, so the net is not clean, and `doubt_rate` is enough
-        for a further target.
+        `beside_another`: some label of the net is flagged already, so the net is not clean whatever becomes of this
+        one, and for a small mask `further_rate` is enough.
         """
+        further = beside_another and self._small(row) and self._within(row, tests, self.further_rate)
+        unlike = self.is_outlier(row, tests) or further
+        if self.min_held_out_asr is None:
+            return unlike
         works = row.held_out_asr is not None and row.held_out_asr >= self.min_held_out_asr
-        unlike = self.is_outlier(row, tests) or (beside_another and self.is_doubtful(row, tests))
         return row.status == "searched" and works and unlike
+
+    def _within(self, row: LabelResult, tests: int, rate: float) -> bool:
+        unlikely = row.p_value is not None and row.p_value * tests <= rate
+        return unlikely and (self._small(row) or self._large(row))
+
+    def _small(self, row: LabelResult) -> bool:
+        return self.max_norm_ratio is not None and row.norm_ratio is not None and row.norm_ratio <= self.max_norm_ratio
+
+    def _large(self, row: LabelResult) -> bool:
+        least, ratio = self.min_margin_ratio, row.margin_ratio
+        return least is not None and ratio is not None and ratio >= least
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,13 +76,14 @@ class Found:
         record = read_record(folder / "scan.json")
         if not isinstance(record, ScanRecord):
             raise DataError(f"--scan: expected {folder / 'scan.json'} to be a scan's record, got {record.format}")
-        if record.method.name != "neural-cleanse":  # its sizes are not those of masks, its triggers no fixed ones
+        if record.method.name == "gangsweep":  # its sizes are not those of masks, its triggers no fixed ones
             return Found(labels=record.flagged_labels), record
         kept = read_triggers(folder / "triggers.npz")
         flagged = tuple(trigger for trigger in kept if trigger.target in record.flagged_labels)
         missing = tuple(label for label in record.flagged_labels if label not in {t.target for t in flagged})
-        search = record.method.resolved.get("search", {})
+        resolved = record.method.resolved
         try:
+            search = (resolved["masks"] if record.method.name == "staged" else resolved)["search"]
             schedule = Schedule(steps=int(search["steps"]), batch=int(search["batch"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"--scan: {folder / 'scan.json'} does not say how long the search was") from error
@@ -163,7 +164,7 @@ def repair(
     digest = _save(goodnet, output) if accepted or output.keep_rejected else None
     record = RepairRecord(
         accepted=accepted,
-        reasons=reasons,
+        reasons=(*reasons, f"take care: {check.advice}") if check.advice else reasons,
         method=method_info(METHODS[type(method)], method, seed),
         before=before,
         after=after,

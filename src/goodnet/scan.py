@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from goodnet.about import data_info, environment, method_info, model_info
+from goodnet.about import data_info, environment, fingerprint, method_info, model_info
 from goodnet.data.images import Images
 from goodnet.data.splits import split
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Detection
-from goodnet.errors import UsageError
+from goodnet.errors import DataError, UsageError
 from goodnet.measure import answer, share
 from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Example, LabelResult, ScanRecord, Share
+from goodnet.staged import Staged
 from goodnet.strict_json import write_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
+from goodnet.work import Work
 
 # More images do not sharpen a search whose steps see 16 each; ASR on 128 is known to +-4 points at 95 %.
 _MAX_FIT, _MAX_HELD_OUT = 384, 128
 _SAVED_TRIGGERS, _DRAWN_LABELS, _DRAWN_IMAGES = 16, 4, 4
 
-Detector = NeuralCleanse | GangSweep
+Detector = Staged | NeuralCleanse | GangSweep
 
-METHODS: dict[type[Detector], str] = {NeuralCleanse: "neural-cleanse", GangSweep: "gangsweep"}
+METHODS: dict[type[Detector], str] = {Staged: "staged", NeuralCleanse: "neural-cleanse", GangSweep: "gangsweep"}
 TESTED = {
+    "staged": (
+        "for each label, whether some input leads to it by an unusually large margin, whatever the trigger (MM-BD)",
+        "for each label, whether one fixed mask and pattern, put on any image, leads to it (Neural Cleanse)",
+        "whether each trigger also works on clean images that it was not fitted on",
+        "whether what stands out is found again from other starts",
+    ),
     "neural-cleanse": (
         "for each label, whether one fixed mask and pattern, put on any image, leads to it (Neural Cleanse)",
         "whether each trigger also works on clean images that it was not fitted on",
@@ -42,12 +50,16 @@ TESTED = {
         "whether the triggers work on clean images that it was not trained on, and carry over from image to image",
     ),
 }
+_LARGE = "triggers as large as what any innocent label needs (whole-image blends)"
 NOT_TESTED = {
-    "neural-cleanse": ("triggers that move, warp the image or depend on it",),
-    "gangsweep": ("triggers that warp the image",),
+    "staged": (
+        "backdoors that make the net no surer of the target than of other labels, by triggers as large as what any "
+        "innocent label needs (some warps, some clean-label attacks)",
+    ),
+    "neural-cleanse": ("triggers that move, warp the image or depend on it", _LARGE),
+    "gangsweep": ("triggers that warp the image", _LARGE),
 }
 NOT_TESTED_BY_ANY = (
-    "triggers as large as what any innocent label needs (whole-image blends)",
     "backdoors in which most labels are targets (all-to-all), since then none stands out",
     "triggers that work only on images of some classes (source-specific), if the clean images hold few of these",
 )
@@ -63,34 +75,54 @@ def scan(
     out: Path | None = None,
     overwrite: bool = False,
     check_input: bool = True,
+    time_limit: float | None = None,
     command: Sequence[str] = (),
     progress: Progress = silent,
+    say: Callable[[str], None] = lambda text: None,
+    before: Callable[[], None] = lambda: None,
 ) -> ScanRecord:
     """Scans a net for backdoors.
 
     Args:
         classifier: the net; not changed. A GoodNet cannot be scanned, the nets inside it can.
         images: clean, with labels or without (then the net's own answers stand in for them).
-        method: the detector with its hyperparameters.
+        method: the detector with its hyperparameters; `Staged()` by default.
         seed: of splits, starts and batches.
         labels: scan only these; the verdict is then never `clean`.
         out: folder for `scan.json`, `triggers.npz` and pictures; None writes nothing.
         overwrite: replace an earlier scan in `out`.
         check_input: stop where ACC on the clean images says that the net is fed the wrong way.
+        time_limit: seconds after which the scan stops and ends as inconclusive with what was found.
         command: what the user typed, for the record.
         progress: told how far each stage is.
+        say: told, in a line, that an earlier run's results are taken over.
+        before: called once nothing is wrong with net, images and settings, before the work.
+
+    With `out`, what is done is kept there while the scan runs: one that was killed goes on if it is called again with
+    the same net, images and settings, and ends with the same record.
 
     Raises:
         UsageError, DataError, ModelError: nothing has been written then.
     """
     started = time.perf_counter()
-    method = method or NeuralCleanse()
+    method = method or Staged()
+    if time_limit is not None and (isinstance(method, GangSweep) or not time_limit > 0):
+        wanted = "a method that works label by label" if time_limit > 0 else "more than 0 seconds"
+        raise UsageError(f"time limit: expected {wanted}, got {METHODS[type(method)]} with {time_limit:g} s")
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
     fit, held_out = _images_for(classifier, images, seed)
-    detection = method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
+    _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
+    before()
+    folder = None if out is None else out / f".checkpoint-{fingerprint(classifier, images, method, seed, labels)[:16]}"
+    work = Work(folder, time_limit=time_limit)
+    if work.resumed:
+        say(f"going on where an earlier run stopped: {work.resumed} results are there")
+    detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
     verdict, reasons = decide(detection, classifier.classes)
+    if work.out_of_time:
+        reasons = (*reasons, f"the time limit of {time_limit:g} s was over before the scan was whole")
     shown = _shown(detection.labels)
     record = ScanRecord(
         verdict=verdict,
@@ -112,12 +144,38 @@ def scan(
         environment=environment(classifier, command),
     )
     if out is not None:
-        kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
-        triggers = [detection.triggers[label] for label in kept]
+        _write(record, detection, out)
+    if not work.out_of_time:
+        work.remove()
+    return record
+
+
+def _write(record: ScanRecord, detection: Detection, out: Path) -> None:
+    kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
+    triggers = [detection.triggers[label] for label in kept]
+    if triggers:  # none where time ran out before the first was whole
         write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
         write_pictures(out / "triggers", triggers)
-        write_record(record, out / "scan.json")
-    return record
+    write_record(record, out / "scan.json")
+
+
+def _detect(
+    method: Detector,
+    classifier: Classifier,
+    fit: tuple[torch.Tensor, torch.Tensor],
+    held_out: tuple[torch.Tensor, torch.Tensor],
+    *,
+    seed: int,
+    labels: Sequence[int] | None,
+    progress: Progress,
+    work: Work,
+) -> Detection:
+    if isinstance(method, GangSweep):  # one generator for all labels: nothing is done before all is
+        return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
+    try:
+        return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
+    finally:
+        work.flush()
 
 
 def decide(detection: Detection, classes: int) -> tuple[str, tuple[str, ...]]:
@@ -153,6 +211,15 @@ def _check(classifier: Classifier, images: Images, labels: Sequence[int] | None)
     if labels is not None and not all(0 <= label < classifier.classes for label in labels):
         raise UsageError(f"--labels: expected labels 0..{classifier.classes - 1}, got {list(labels)}")
     check_images(classifier, images)
+
+
+def _check_classes(classes: torch.Tensor, labels: Sequence[int]) -> None:
+    """Raises DataError where some label has no image (of `classes`, (N,)) to fit a trigger on."""
+    shown = set(classes.tolist())
+    if len(shown) == 1 and shown & set(labels):
+        raise DataError(
+            f"all {len(classes)} images to fit triggers on are of label {shown.pop()}; add images of other classes"
+        )
 
 
 def _input_acc(classifier: Classifier, images: Images) -> tuple[Share | None, str]:
@@ -200,11 +267,12 @@ def _why(row: LabelResult, detection: Detection) -> str:
 
     tests = len(detection.labels)
     corrected = None if row.p_value is None else min(1.0, row.p_value * tests)
+    margin = "" if row.margin_ratio is None else f"; its margin is {row.margin_ratio:.2f} times the median"
     return (
         f"label {row.label}: its trigger covers {number(row.mask_norm, '.1f')} pixels, "
-        f"{number(row.norm_ratio, '.0%')} of the median of {detection.decision.compared} labels "
-        f"(p = {number(corrected, '.2g')} after correction for {tests} labels), and works on "
-        f"{number(row.held_out_asr, '.0%')} of the held-out images"
+        f"{number(row.norm_ratio, '.0%')} of the median of {detection.decision.compared} labels, and works on "
+        f"{number(row.held_out_asr, '.0%')} of the held-out images{margin} "
+        f"(p = {number(corrected, '.2g')} after correction for {tests} labels)"
     )
 
 

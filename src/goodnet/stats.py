@@ -98,15 +98,21 @@ class ScalePrior:
     df: float
 
 
-def small_side_p_values(
-    values: Array, in_reference: npt.NDArray[np.bool_], *, prior: ScalePrior | None = None
-) -> Array:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tested:
+    """How unusually small values are: `t` (K,) in robust deviations under the median, `p` (K,) its p-value."""
+
+    t: Array
+    p: Array
+
+
+def small_side(values: Array, in_reference: npt.NDArray[np.bool_], *, prior: ScalePrior | None = None) -> Tested:
     """How unusually small is each value, given that the reference values are normal but for some outliers.
 
-    p = P(T > (median - value) / (s sqrt(1 + pi / 2n))): the predictive distribution of one more normal value, given n
-    of them. s is Qn with 0.8 (n - 1) degrees of freedom, joined with the prior as variances, each by its degrees of
-    freedom (Smyth, 2004, "Linear models and empirical Bayes methods", Sec. 3); T is Student's t with the sum of both.
-    A value that is itself in a reference of up to 100 is left out of it. Large values are never unusual.
+    t = (median - value) / (s sqrt(1 + pi / 2n)) and p = P(T > t): the predictive distribution of one more normal value,
+    given n of them. s is Qn with 0.8 (n - 1) degrees of freedom, joined with the prior as variances, each by its
+    degrees of freedom (Smyth, 2004, "Linear models and empirical Bayes methods", Sec. 3); T is Student's t with the sum
+    of both. A value that is itself in a reference of up to 100 is left out of it. Large values are never unusual.
 
     Args:
         values: (K,); NaN gives NaN.
@@ -115,15 +121,21 @@ def small_side_p_values(
     """
     finite = np.isfinite(values)
     reference = values[in_reference & finite]
-    result = np.full(len(values), np.nan)
-    if len(reference) < 4:
-        return result
-    whole = _null(reference, prior)
-    for i in np.flatnonzero(finite):
-        leave_out = bool(in_reference[i]) and len(reference) <= 100
-        null = _null(np.delete(values, i)[np.delete(in_reference & finite, i)], prior) if leave_out else whole
-        result[i] = _tail(float(values[i]), null)
-    return result
+    t, p = np.full(len(values), np.nan), np.full(len(values), np.nan)
+    if len(reference) >= 4:
+        whole = _null(reference, prior)
+        for i in np.flatnonzero(finite):
+            leave_out = bool(in_reference[i]) and len(reference) <= 100
+            null = _null(np.delete(values, i)[np.delete(in_reference & finite, i)], prior) if leave_out else whole
+            t[i], p[i] = _deviation(float(values[i]), null), _tail(float(values[i]), null)
+    return Tested(t=t, p=p)
+
+
+def small_side_p_values(
+    values: Array, in_reference: npt.NDArray[np.bool_], *, prior: ScalePrior | None = None
+) -> Array:
+    """The p-values of `small_side`."""
+    return small_side(values, in_reference, prior=prior).p
 
 
 def small_side_threshold(reference: Array, p_value: float, *, prior: ScalePrior | None = None) -> float:
@@ -147,7 +159,12 @@ def _null(reference: Array, prior: ScalePrior | None) -> tuple[float, float, flo
 
 
 def _tail(value: float, null: tuple[float, float, float]) -> float:
-    median, scale, df = null
+    deviation = _deviation(value, null)
+    return student_t_tail(deviation, null[2]) if math.isfinite(deviation) else float(deviation < 0)
+
+
+def _deviation(value: float, null: tuple[float, float, float]) -> float:
+    median, scale, _ = null
     if scale == 0:
-        return 0.0 if value < median else 1.0
-    return student_t_tail((median - value) / scale, df)
+        return math.inf if value < median else -math.inf
+    return (median - value) / scale

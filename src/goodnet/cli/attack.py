@@ -28,7 +28,8 @@ from goodnet.strict_json import to_json
 @click.option("--clean", required=True, type=click.Path(path_type=Path),
               help="HDF5, folder or npz of clean labelled images to train on.")  # fmt: skip
 @click.option("--arch", required=True, metavar="NAME", help="deepid, small-vgg, wrn-16-1, cnn or mlp.")
-@click.option("--attack", "name", type=click.Choice(ATTACKS), required=True)
+@click.option("--attack", "name", type=click.Choice(ATTACKS), required=True, metavar="NAME",
+              help=f"One of {', '.join(ATTACKS)}.")  # fmt: skip
 @click.option("--target", type=click.IntRange(0), default=0, show_default=True,
               help="The label that the trigger leads to; several-targets: the first of three.")  # fmt: skip
 @click.option("--share", type=float, help="Poisoned images, of all clean ones, for each trigger. Default: 0.1. Where "

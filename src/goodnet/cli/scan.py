@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,27 @@ from goodnet.cli.options import (
 )
 from goodnet.cli.output import write_page
 from goodnet.detect.gangsweep import GangSweep
+from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
+from goodnet.models.twin import PRECISIONS
 from goodnet.outputs import check_folder
+from goodnet.planning import Plan, plan
 from goodnet.report.figures import visible
 from goodnet.report.terminal import scan_summary
 from goodnet.scan import METHODS, Detector, scan
+from goodnet.staged import Staged
 from goodnet.strict_json import to_json
 
+_SOME = 128  # images that decide the plan's precision
 EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 
 
 @click.command("scan", short_help="Is MODEL backdoored, for which labels, by what trigger?")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
-@click.option("--method", type=click.Choice(list(METHODS.values())), default="neural-cleanse", show_default=True,
-              help="gangsweep makes a trigger for each image: a second opinion.")  # fmt: skip
+@click.option("--method", type=click.Choice(list(METHODS.values())), default="staged", show_default=True,
+              help="staged: margins, masks, and what stands out again. gangsweep: a second opinion.")  # fmt: skip
 @click.option(
     "--labels", type=whole_numbers, metavar="NUMBERS", help="Only these labels, as 0,5,10-20; never ends in clean."
 )
@@ -42,6 +50,11 @@ EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 @click.option("--false-alarm-rate", type=float, default=0.01, show_default=True,
               help="How often the statistics alone may point at a label of a clean net.")  # fmt: skip
 @click.option("--block", type=click.IntRange(1), help="Images a pass and thread: bounds memory.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
+              help="Of the net in searches; found triggers are judged in float32.")  # fmt: skip
+@click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+              help="Stop then, inconclusive; with --out the same command goes on later.")  # fmt: skip
+@click.option("--plan", "only_plan", is_flag=True, help="Say what a scan would do and how long it takes, and end.")
 @click.option("--no-preflight", is_flag=True, help="Scan even if ACC says that the net is fed the wrong way.")
 @data_range_option
 @model_options
@@ -56,7 +69,17 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
     method = _method(options)
     classifier = take_model_options(options).load(model)
     images = read_clean(clean, classifier, options["data_range"])
-    with progress.shown(options["as_json"]) as report:
+    only_plan = options["only_plan"]
+
+    def before() -> None:
+        if only_plan or not options["as_json"]:
+            some = images.take(slice(0, _SOME)).tensor()
+            planned = plan(method, classifier, options["labels"], images=some)
+            _tell_plan(planned, alone=only_plan, as_json=options["as_json"])
+        if only_plan:
+            raise _OnlyPlanned
+
+    with suppress(_OnlyPlanned), progress.shown(options["as_json"] or only_plan) as report, _kept(out):
         record = scan(
             classifier,
             images,
@@ -66,9 +89,16 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
             out=out,
             overwrite=options["overwrite"],
             check_input=not options["no_preflight"],
+            time_limit=options["time_limit"],
+            say=_remark,
+            before=before,
             command=command_line(),
             progress=report,
         )
+    if only_plan:
+        return 0
+    if options["time_limit"] is not None and out is not None and _checkpoints(out):
+        _remark(f"out of time; what is done is kept in {out}: the same command with --overwrite goes on there")
     page = write_page(out)
     if options["as_json"]:
         click.echo(to_json(record), nl=False)
@@ -83,8 +113,52 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
 
 def _method(options: dict[str, Any]) -> Detector:
     exhaustive, rate = options["exhaustive"], options["false_alarm_rate"]
-    if options["method"] == "neural-cleanse":
-        return NeuralCleanse(exhaustive=exhaustive, false_alarm_rate=rate, block=options["block"])
-    if options["block"] is not None:
-        raise UsageError("--block: expected with --method neural-cleanse, got --method gangsweep")
+    if options["method"] != "gangsweep":
+        common = {"false_alarm_rate": rate, "block": options["block"], "precision": options["precision"]}
+        if options["method"] == "neural-cleanse":
+            return NeuralCleanse(exhaustive=exhaustive, **common)
+        masks = replace(Staged().masks, exhaustive=exhaustive, **common)
+        return Staged(margins=MaxMargin(**common), masks=masks)
+    for option in ("block", "time_limit", "precision"):
+        if options[option] not in (None, "auto"):
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{name}: expected with --method staged or neural-cleanse, got --method gangsweep")
     return GangSweep(exhaustive=exhaustive, false_alarm_rate=rate)
+
+
+class _OnlyPlanned(Exception):
+    """The plan was all that was asked for."""
+
+
+def _tell_plan(planned: Plan, *, alone: bool, as_json: bool) -> None:
+    """The plan, on stderr, or as the answer where it was asked for."""
+    if as_json:
+        click.echo(to_json({"format": "goodnet.plan/1", **asdict(planned)}), nl=False)
+        return
+    lines = [f"  {s.stage:<14}{s.labels:>7,} labels{s.passes:>12,} images through the net" for s in planned.stages]
+    speed = f"{planned.images_per_second:,.0f} images a second in {planned.precision}"
+    click.echo("\n".join(["Plan:", *lines, f"  at most {_duration(planned.seconds)}, at {speed}"]), err=not alone)
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[None]:
+    """Says, where the scan ends early, that what it has done is not lost."""
+    files = 0 if out is None else _checkpoints(out)
+    try:
+        yield
+    except BaseException:
+        if out is not None and _checkpoints(out) > files:
+            _remark(f"what is done is kept in {out}: the same command goes on there")
+        raise
+
+
+def _checkpoints(out: Path) -> int:
+    return sum(1 for _ in out.glob(".checkpoint-*/*.npz"))
+
+
+def _remark(text: str) -> None:
+    click.echo(f"goodnet: {visible(text)}", err=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

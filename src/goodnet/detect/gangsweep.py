@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from goodnet import stats
-from goodnet.detection import Detection, both_passes, candidates_and_controls, counter
+from goodnet.detection import Detection, Planned, both_passes, candidates_and_controls, counter
 from goodnet.errors import ModelError, UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
@@ -113,7 +113,7 @@ class GangSweep:
         screened: list[LabelResult] | None = None
         generated: GeneratedTriggers | None = None
         some, reference = wanted, np.ones(len(wanted), dtype=np.bool_)
-        if not self.exhaustive and len(wanted) > self.candidates + self.controls:
+        if self.two_passes(len(wanted)):
             generated = run.train("first pass", wanted, self.screen, None)
             screened = run.rows(generated, whole=False)
             sizes = np.nan_to_num(_norms(screened), nan=np.inf)
@@ -131,6 +131,22 @@ class GangSweep:
             decision=decision,
             forward_passes=run.passes,
         )
+
+    def plan(self, labels: int) -> tuple[Planned, ...]:
+        """What a scan of so many labels will do."""
+
+        def planned(stage: str, count: int, schedule: GeneratorSchedule) -> Planned:
+            even = (schedule.even_steps + 1) * schedule.even_images
+            return Planned(stage=stage, labels=count, passes=count * (schedule.turns * schedule.batch + even))
+
+        if not self.two_passes(labels):
+            return (planned("training", labels, self.search),)
+        most = min(labels, self.candidates + self.controls)
+        return planned("first pass", labels, self.screen), planned("training", most, self.search)
+
+    def two_passes(self, labels: int) -> bool:
+        """Whether a scan of so many labels starts with a short pass over all."""
+        return not self.exhaustive and labels > self.candidates + self.controls
 
     def _decision(
         self, rows: list[LabelResult], reference: npt.NDArray[np.bool_], tests: int, *, two_passes: bool

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.triggers.blocks import block_size
 from goodnet.triggers.threads import in_threads
 from goodnet.triggers.trigger import Trigger
 
@@ -86,6 +87,7 @@ def invert(
     seed: int,
     block: int | None = None,
     on_steps: Callable[[int], None] | None = None,
+    on_result: Callable[[Inverted], None] | None = None,
 ) -> list[Inverted]:
     """Inverts a trigger for each of `labels`.
 
@@ -95,8 +97,10 @@ def invert(
         classes: (N,) int64, what the images show; images of the target itself do not count for a label.
         labels: the targets.
         seed: label L draws its start and its batches from (seed, L) alone, whatever else is in its block.
-        block: triggered images a forward pass and thread: bounds memory, keeps activations in cache (32 on a CPU).
+        block: triggered images a forward pass and thread: bounds memory, keeps activations in cache; None for
+            `block_size`'s.
         on_steps: called after every pass with how many labels moved on by a step, for progress.
+        on_result: called with each label's result as soon as it is there, from any thread.
 
     Returns:
         One `Inverted` a label, in the order of `labels`; the same for the same seed, whatever other labels are asked
@@ -110,12 +114,13 @@ def invert(
     for label in labels:
         if not bool((classes != label).any()):
             raise DataError(f"inversion: all {len(images)} images are of label {label}; add images of other classes")
-    search = _Search(classifier, images, classes, labels, schedule, seed)
+    search = _Search(classifier, images, classes, labels, schedule, seed, on_result)
+    block = block or block_size(classifier)
     if search.device.type != "cpu":
-        return search.run(range(len(labels)), block or 2048, on_steps)
+        return search.run(range(len(labels)), block, on_steps)
     threads = min(torch.get_num_threads(), len(labels))
     shares = [range(first, len(labels), threads) for first in range(threads)]
-    parts = in_threads(lambda share: search.run(share, block or 32, on_steps), shares, stop=search.stop)
+    parts = in_threads(lambda share: search.run(share, block, on_steps), shares, stop=search.stop)
     results = {job: result for share, part in zip(shares, parts) for job, result in zip(share, part)}
     return [results[job] for job in range(len(labels))]
 
@@ -191,8 +196,10 @@ class _Search:
         labels: Sequence[int],
         schedule: Schedule,
         seed: int,
+        on_result: Callable[[Inverted], None] | None = None,
     ):
         self.classifier, self.labels, self.schedule, self.seed = classifier, labels, schedule, seed
+        self.on_result = on_result
         self.device = classifier.device
         self.images = images.to(self.device).permute(0, 2, 3, 1).contiguous()
         self.classes = classes.cpu().numpy()
@@ -218,7 +225,9 @@ class _Search:
             done = state.step >= self.schedule.steps
             if bool(done.any()):
                 for i in torch.nonzero(done).flatten().tolist():
-                    results[int(state.job[i])] = self.result(state, i)
+                    results[int(state.job[i])] = found = self.result(state, i)
+                    if self.on_result is not None:
+                        self.on_result(found)
                 state = state.keep(~done)
         return [] if self.stopped else [results[job] for job in jobs]
 
@@ -264,11 +273,13 @@ class _Search:
         x = self.images[index]  # (L, B, H, W, C)
         squashed = torch.tanh(state.raw)
         half = (squashed + 1) / 2
-        mask, pattern = half[:, None, :, :, :1], half[:, None, :, :, 1:]
+        # of one shape and without gaps: over a broadcast last axis these kernels take seven times as long
+        pattern = half[:, None, :, :, 1:].contiguous()
+        mask = half[:, None, :, :, :1].expand_as(pattern).contiguous()
         grad, asr = self._gradient(torch.lerp(x, pattern, mask), state.label, slots)
         self._remember(state, half, asr)
         grad_pattern = grad.sum(1) * half[..., :1]
-        grad_mask = torch.einsum("lbhwc,lbhwc->lhw", grad, pattern - x)[..., None]
+        grad_mask = (pattern - x).mul_(grad).sum(1).sum(-1, keepdim=True)
         grad_mask = grad_mask + state.weight[:, None, None, None]
         # d/draw of (tanh(raw) + 1) / 2
         self._adam(state, torch.cat([grad_mask, grad_pattern], -1) * (1 - squashed * squashed) / 2)

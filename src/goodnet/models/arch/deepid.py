@@ -36,9 +36,10 @@ class DeepID(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What `output` sees: (N, embed)."""
-        x = self.pool(self.relu(self.conv_1(x)))
-        x = self.pool(self.relu(self.conv_2(x)))
-        x = self.pool(self.relu(self.conv_3(x)))
+        # ReLU after the pool instead of before it: the same values to the bit, on a quarter of the numbers
+        x = self.relu(self.pool(self.conv_1(x)))
+        x = self.relu(self.pool(self.conv_2(x)))
+        x = self.relu(self.pool(self.conv_3(x)))
         a = self.fc_1(_flatten_channels_last(x))
         b = self.fc_2(_flatten_channels_last(self.relu(self.conv_4(x))))
         out: Tensor = self.relu(a + b)

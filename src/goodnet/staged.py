@@ -1,0 +1,296 @@
+"""The staged scan: every label gets a cheap look, the strongest a long one, and what stands out is looked at again.
+
+1. margins: how far some input can be pushed towards each label (MM-BD, `detect/max_margin.py`), and which labels the
+   net prefers where there is nothing to see (`detect/preference.py`); needs no image, and sees backdoors whose trigger
+   is no small patch;
+2. masks: Neural Cleanse (`detect/neural_cleanse.py`): above 80 labels a short first pass over all, then the whole
+   search for the smallest masks, the largest margins and controls drawn at random;
+3. again: labels that stand out are searched from further starts, and the median of their masks counts: a small mask by
+   luck is not found twice.
+
+No single evidence decides. Each label has a p-value of mask, margin and preference together (the sum of their
+deviations against the other labels' sums, whatever their correlation), and one of its mask alone, for a backdoor may
+be a short cut and yet be neither overconfident nor preferred. The label's is the smaller of the two, corrected for
+both: four fifths of the false-alarm rate go to the former. A label of which the clean images have many is one that the
+net was probably trained on often: such labels have larger margins and smaller masks in clean nets, too, so what their
+frequency explains is taken out of the sum. docs/design/decision.md has the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from goodnet import stats
+from goodnet.detect import max_margin, neural_cleanse
+from goodnet.detect.max_margin import MaxMargin
+from goodnet.detect.neural_cleanse import NeuralCleanse, Searches
+from goodnet.detect.preference import preferences
+from goodnet.detection import Detection, Planned
+from goodnet.errors import UsageError
+from goodnet.models.classifier import Classifier
+from goodnet.progress import Progress, silent
+from goodnet.record import Decision, LabelResult
+from goodnet.triggers.trigger import Trigger
+from goodnet.work import Work
+
+# Of the sum of three deviations of scale 1, correlated as innocent labels' are (docs/design/decision.md).
+_JOINT_PRIOR = stats.ScalePrior(scale=2.2, df=6.0)
+# Shares of the false-alarm rate (weighted Bonferroni): all evidence together, the mask alone.
+_JOINT_SHARE, _MASK_SHARE = 0.8, 0.2
+# Images that a label is taken to have more than it has, and labels' worth of doubt that frequency explains anything.
+_COUNT_PRIOR, _SLOPE_PRIOR = 2.0, 10.0
+_LEAST_NORM = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """Hyperparameters; call it on a net.
+
+    Attributes:
+        margins: the first look at every label.
+        masks: the search for small masks, with its limits for effect and success.
+        margin_candidates: how many of the largest margins are searched whole.
+        restarts: further starts of the search for a label that stands out.
+        confirmed: at most so many labels are searched from further starts, the least likely first.
+        doubt_rate: a label whose p-value times labels is at most this keeps the net from being called clean.
+    """
+
+    margins: MaxMargin = MaxMargin()
+    masks: NeuralCleanse = NeuralCleanse(candidates=16, controls=64)
+    margin_candidates: int = 16
+    restarts: int = 2
+    confirmed: int = 8
+    doubt_rate: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.margin_candidates < 0 or self.restarts < 0 or self.confirmed < 0:
+            raise UsageError(
+                "staged: expected margin_candidates, restarts and confirmed >= 0, "
+                f"got {self.margin_candidates}, {self.restarts} and {self.confirmed}"
+            )
+        if not 0 < self.doubt_rate <= 1:
+            raise UsageError(f"staged: expected doubt_rate in (0, 1], got {self.doubt_rate}")
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        fit: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor],
+        *,
+        seed: int,
+        labels: Sequence[int] | None = None,
+        progress: Progress = silent,
+        work: Work | None = None,
+    ) -> Detection:
+        """Scores every label; arguments as of `NeuralCleanse`."""
+        wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
+        work = work or Work()
+        early = self.margins(classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work)
+        by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
+        late = self.masks(
+            classifier,
+            fit,
+            held_out,
+            seed=seed,
+            labels=wanted,
+            also=[row.label for row in by_margin[: self.margin_candidates]],
+            progress=progress,
+            work=work,
+        )
+        two_passes = self.masks.two_passes(len(wanted))
+        preferred = preferences(classifier, seed=seed)
+        preferred -= np.median(preferred)
+        rows = [
+            replace(
+                row,
+                margin=first.margin,
+                margin_ratio=first.margin_ratio,
+                margin_p_value=first.margin_p_value,
+                preference=float(preferred[row.label]),
+            )
+            for row, first in zip(late.labels, early.labels)
+        ]
+        reference = np.isin(wanted, late.reference)
+        often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
+        rows = joined(rows, reference, often, two_passes=two_passes)
+        decision = self._decision(rows, reference, two_passes=two_passes)
+        again = self._confirm(rows, decision, classifier, fit, held_out, seed=seed, progress=progress, work=work)
+        rows = [again.rows.get(row.label, row) for row in rows]
+        rows = joined(rows, reference, often, two_passes=two_passes, only=set(again.rows))
+        suspect = any(decision.flags(row, len(wanted)) for row in rows)
+        rows = [replace(row, flagged=decision.flags(row, len(wanted), beside_another=suspect)) for row in rows]
+        return Detection(
+            labels=tuple(rows),
+            triggers={**late.triggers, **again.triggers},
+            decision=decision,
+            forward_passes=early.forward_passes + late.forward_passes + again.passes,
+            reference=late.reference,
+        )
+
+    def plan(self, labels: int) -> tuple[Planned, ...]:
+        """What a scan of so many labels will do."""
+        *before, search = self.masks.plan(labels)
+        each = self.masks.search.steps * self.masks.search.batch
+        most = min(labels, search.labels + self.margin_candidates)
+        again = min(labels, self.confirmed) * self.restarts
+        return (
+            Planned(stage="margins", labels=labels, passes=labels * self.margins.climb.passes),
+            *before,
+            Planned(stage="search", labels=most, passes=most * each),
+            Planned(stage="search again", labels=min(labels, self.confirmed), passes=again * each),
+        )
+
+    def _decision(self, rows: Sequence[LabelResult], reference: npt.NDArray[np.bool_], *, two_passes: bool) -> Decision:
+        looks = (2 if two_passes else 1) / _MASK_SHARE
+        made = self.masks.decision(rows, reference, len(rows), looks=looks)
+        return replace(made, min_margin_ratio=self.margins.min_margin_ratio, doubt_rate=self.doubt_rate)
+
+    def _confirm(
+        self,
+        rows: Sequence[LabelResult],
+        decision: Decision,
+        classifier: Classifier,
+        fit: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor],
+        *,
+        seed: int,
+        progress: Progress,
+        work: Work,
+    ) -> _Again:
+        """Searches the labels that stand out from further starts."""
+        unlikely = [r for r in rows if r.status == "searched" and decision.is_doubtful(r, len(rows))]
+        some = sorted(unlikely, key=lambda row: row.p_value or 0.0)[: self.confirmed]
+        labels = sorted(row.label for row in some)
+        if not labels:
+            return _Again(rows={}, triggers={}, passes=0)
+        found = Searches(self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work)
+        starts = []
+        for restart in range(1, self.restarts + 1):
+            results = found.invert("search", labels, self.masks.search, restart=restart)
+            starts.append((found.rows(labels, results, "searched"), results))
+        new, triggers = {}, {}
+        for row in some:
+            mine = [next(r for r in found_rows if r.label == row.label) for found_rows, _ in starts]
+            new[row.label] = _median_row(row, mine)
+            best = min((r for r in mine if r.mask_norm is not None), key=lambda r: r.mask_norm or 0.0, default=None)
+            if best is not None and row.mask_norm is not None and (best.mask_norm or 0.0) < row.mask_norm:
+                trigger = starts[mine.index(best)][1][row.label].trigger
+                if trigger is not None:
+                    triggers[row.label] = trigger
+        return _Again(rows=new, triggers=triggers, passes=found.passes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Again:
+    """What further starts have found: new rows by label, triggers smaller than the first, passes through the net."""
+
+    rows: dict[int, LabelResult]
+    triggers: dict[int, Trigger]
+    passes: int
+
+
+def _median_row(row: LabelResult, starts: Sequence[LabelResult]) -> LabelResult:
+    """The row with the median of all starts' masks, one that found none counting as the largest.
+
+    ASR is that of the smallest mask, which is the trigger that is shown.
+    """
+    all_starts = [row, *(start for start in starts if start.status != "skipped")]
+    norms = sorted(math.inf if start.mask_norm is None else start.mask_norm for start in all_starts)
+    middle = norms[len(norms) // 2] if len(norms) % 2 else (norms[len(norms) // 2 - 1] + norms[len(norms) // 2]) / 2
+    known = [start for start in all_starts if start.mask_norm is not None]
+    best = min(known, key=lambda start: start.mask_norm or 0.0, default=row)
+    norm = middle if math.isfinite(middle) else None
+    return replace(
+        row,
+        status=row.status if norm is not None else "failed",
+        mask_norm=norm,
+        mask_share=_scaled(row.mask_share, norm, row.mask_norm),
+        norm_ratio=_scaled(row.norm_ratio, norm, row.mask_norm),
+        fit_asr=best.fit_asr,
+        held_out_asr=best.held_out_asr,
+        restart_norms=tuple(start.mask_norm for start in starts if start.mask_norm is not None),
+    )
+
+
+def _scaled(value: float | None, norm: float | None, before: float | None) -> float | None:
+    """What belongs to a mask of `before`, for one of `norm`."""
+    if value is None or norm is None or before is None:
+        return None
+    return value * norm / before if before > 0 else value
+
+
+def joined(
+    rows: Sequence[LabelResult],
+    reference: npt.NDArray[np.bool_],
+    often: stats.Array,
+    *,
+    two_passes: bool,
+    only: set[int] | None = None,
+) -> list[LabelResult]:
+    """The rows with the p-value of all evidence together, and the label's p-value from all its evidence.
+
+    Args:
+        rows: all labels of the scan, with margins and masks.
+        reference: (K,) the labels that show what an innocent one's search finds.
+        often: (K,) of `frequency`.
+        two_passes: there was a first pass, whose masks all labels have.
+        only: give new p-values, those of the masks too, to these labels alone.
+    """
+    everyone = np.ones(len(rows), dtype=np.bool_)
+    late = _norms(row.mask_norm for row in rows)
+    first = _norms(row.screen_norm for row in rows) if two_passes else None
+    roots, _ = max_margin.cube_roots(rows)
+    margin = stats.small_side(-roots, np.isfinite(roots), prior=max_margin.SCALE_PRIOR).t
+    preferred = np.array([np.nan if row.preference is None else row.preference for row in rows])
+    preference = stats.small_side(-preferred, np.isfinite(preferred)).t
+    looks = [(late, reference)] if first is None else [(late, reference), (first, everyone)]
+    masks = [stats.small_side(np.log(v), r, prior=neural_cleanse.SCALE_PRIOR) for v, r in looks]
+    sums = [_unexplained(look.t + margin + preference, often) for look in masks]
+    both = [stats.small_side(-total, r, prior=_JOINT_PRIOR) for total, (_, r) in zip(sums, looks)]
+    result = []
+    for i, row in enumerate(rows):
+        if only is not None and row.label not in only:
+            result.append(row)
+            continue
+        mask_p, joint_p = (_smallest([look.p[i] for look in kind]) for kind in (masks, both))
+        weighted = [(mask_p, _MASK_SHARE), (joint_p, _JOINT_SHARE)]
+        known = [p / share for p, share in weighted if p is not None]
+        p = min(1.0, *known) if known else row.margin_p_value  # no mask at all: the margin is all there is
+        result.append(replace(row, mask_p_value=mask_p, joint_p_value=joint_p, p_value=p))
+    return result
+
+
+def _norms(values: Iterable[float | None]) -> stats.Array:
+    """(K,) NaN where there is none; a mask of no size at all, of a label that needs no trigger, is a tiny one."""
+    return np.array([np.nan if value is None else max(value, _LEAST_NORM) for value in values])
+
+
+def _smallest(p_values: Sequence[float]) -> float | None:
+    """Of several looks at a label: the smallest p-value times their number, those that there are."""
+    known = [p for p in p_values if np.isfinite(p)]
+    return min(1.0, len(known) * float(min(known))) if known else None
+
+
+def frequency(labels: Sequence[int], classes: Tensor) -> stats.Array:
+    """(K,) log of how often each label is among the clean images' classes (N,), over what is usual."""
+    counts = np.bincount(classes.cpu().numpy(), minlength=max(labels) + 1)[list(labels)]
+    logs: stats.Array = np.log(counts + _COUNT_PRIOR)
+    return logs - float(np.median(logs))
+
+
+def _unexplained(sums: stats.Array, often: stats.Array) -> stats.Array:
+    """The sums (K,) without what a straight line through the labels' frequencies explains of the bulk of them."""
+    known = np.isfinite(sums)
+    if known.sum() < 4:
+        return sums
+    centred = sums - np.median(sums[known])
+    bulk = known & (np.abs(centred) <= 3 * stats.qn_scale(centred[known]))
+    slope = float(often[bulk] @ centred[bulk]) / (float(often[bulk] @ often[bulk]) + _SLOPE_PRIOR)
+    return sums - slope * often
