@@ -32,7 +32,7 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 
 bench: .venv/.dev
-	$(BIN)/python -m bench
+	$(BIN)/goodnet bench scan
 
 venv: .venv/.dev
 

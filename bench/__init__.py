@@ -1,1 +1,1 @@
-"""Benchmarks: ratios in one run on one machine. Run with `make bench` or `python -m bench NAME`."""
+"""Benchmarks: ratios in one run on one machine. Run with `python -m bench NAME`; those of scans are `goodnet bench`."""

@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...]`: runs the named benchmarks, or those that need no training."""
+"""`python -m bench NAME ...`: runs the named benchmarks. Those of scans are `goodnet bench`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-from bench import engine, fine_pruning, gangsweep, null_scale
+from bench import fine_pruning, gangsweep
 
 BENCHMARKS = {
-    "engine": engine.main,
     "gangsweep": gangsweep.main,
-    "null-scale": null_scale.main,
     "fine-pruning": fine_pruning.main,
 }
-QUICK = ("engine",)
 
 
 def main(names: list[str]) -> int:
     unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        print(f"bench: expected names out of {', '.join(BENCHMARKS)}; got {unknown[0]!r}", file=sys.stderr)
+    if unknown or not names:
+        print(
+            f"bench: expected names out of {', '.join(BENCHMARKS)}; got {(unknown or ['none'])[0]!r}", file=sys.stderr
+        )
         return 3
-    for name in names or QUICK:
+    for name in names:
         print(f"== {name}", flush=True)
         BENCHMARKS[name]()
     return 0

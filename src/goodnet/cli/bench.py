@@ -8,19 +8,25 @@ from pathlib import Path
 import click
 
 from goodnet.cli import progress
-from goodnet.cli.options import command_line
+from goodnet.cli.bench_detection import detection_command
+from goodnet.cli.options import command_line, whole_numbers
 from goodnet.cli.options import seed as seed_type
 from goodnet.cli.output import write_text
 from goodnet.csaw import NETS, run_csaw
 from goodnet.errors import UsageError
 from goodnet.repairing import METHODS
 from goodnet.report.bench_table import bench_csv, bench_markdown
-from goodnet.strict_json import to_json
+from goodnet.report.speed_table import speed_markdown
+from goodnet.speed import run_speed
+from goodnet.strict_json import to_json, write_record
 
 
-@click.group("bench", short_help="Benchmarks on published nets.")
+@click.group("bench", short_help="Benchmarks on published nets and on our own.")
 def bench_command() -> None:
-    """Benchmarks on nets and images that others have published, which goodnet does not ship."""
+    """Benchmarks on images, and some on nets, that others have published, which goodnet does not ship."""
+
+
+bench_command.add_command(detection_command)
 
 
 @bench_command.command("csaw", short_help="Every repair on the nets of CSAW-HackML-2020.")
@@ -63,6 +69,46 @@ def csaw_command(
     write_text(out / "bench.csv", bench_csv(record))
     click.echo(to_json(record) if as_json else f"\n{bench_markdown(record)}\nRecord and tables: {out}", nl=not as_json)
     return 0
+
+
+@bench_command.command("scan", short_help="How fast a scan is, against the plain loop and the machine.")
+@click.option("--labels", type=whole_numbers, default="256,1283,5000", show_default=True, metavar="NUMBERS",
+              help="Sizes of the nets to scan.")  # fmt: skip
+@click.option("--plain-labels", type=click.IntRange(1), default=8, show_default=True,
+              help="Labels that the plain loop is measured on.")  # fmt: skip
+@click.option("--plain-steps", type=click.IntRange(1), default=300, show_default=True, help="Its steps a label.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("goodnet-bench-scan"), show_default=True,
+              help="Where record and table go.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
+def speed_command(labels: tuple[int, ...], plain_labels: int, plain_steps: int, out: Path, as_json: bool) -> int:
+    """Seconds, memory and images a second of scans, on nets of random weights.
+
+    Ratios in one run on one machine: leave it alone meanwhile. Ten minutes on
+    two cores.
+    """
+
+    def say(text: str) -> None:
+        if not as_json:
+            click.echo(text)
+
+    with progress.shown(as_json) as report:
+        record = run_speed(
+            labels=labels,
+            plain_labels=plain_labels,
+            plain_steps=plain_steps,
+            command=command_line(),
+            say=say,
+            progress=report,
+        )
+    write_record(record, _made(out) / "scan-speed.json")
+    write_text(out / "scan-speed.md", speed_markdown(record))
+    click.echo(to_json(record) if as_json else f"\n{speed_markdown(record)}\nRecord and table: {out}", nl=not as_json)
+    return 0
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _data_folder() -> Path:

@@ -62,7 +62,7 @@ def _scans(scans: Sequence[BenchScan]) -> str:
     def labels(values: Sequence[int]) -> str:
         return ", ".join(map(str, values)) or "none"
 
-    return _table(
+    return markdown_table(
         ("net", "verdict", "flagged", "true targets", "seconds"),
         [(s.net, s.verdict, labels(s.flagged_labels), labels(s.targets), f"{s.seconds:.0f}") for s in scans],
     )
@@ -81,24 +81,24 @@ def _rows(rows: Sequence[BenchRow]) -> str:
                 f"{row.method}{mark}",
                 accepted[row.accepted],
                 row.trigger if row.target is None else f"{row.trigger} → {row.target}",
-                _share(row.acc),
-                _share(row.asr),
-                _share(row.ra) + (ceiling if row.ra is not None else ""),
-                *(_share(getattr(row, name)) for name in list(_SHARES)[3:]),
+                share_text(row.acc),
+                share_text(row.asr),
+                share_text(row.ra) + (ceiling if row.ra is not None else ""),
+                *(share_text(getattr(row, name)) for name in list(_SHARES)[3:]),
                 f"{row.seconds:.0f}",
             )
         )
-    return "\n".join([_table(head, body), *(f"\n[{turn}] {note}" for turn, note in enumerate(notes, start=1))])
+    return "\n".join([markdown_table(head, body), *(f"\n[{turn}] {note}" for turn, note in enumerate(notes, start=1))])
 
 
-def _share(value: Share | None) -> str:
+def share_text(value: Share | None) -> str:
     """`95.0 (89–98)`"""
     if value is None or not exists(value.value):
         return DASH
     return f"{100 * value.value:.1f} ({100 * value.low:.0f}–{100 * value.high:.0f})"
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(figures.visible(cell).replace('|', '/') for cell in cells)} |"
 

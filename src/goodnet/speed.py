@@ -1,0 +1,180 @@
+"""How fast a scan is: against the machine, against the plain Neural Cleanse loop, and over the number of labels.
+
+The plain loop is what one writes from the paper: one label after the other, 300 steps of 32 images, everything through
+autograd and torch.optim.Adam, default memory layout. All runs are on a DeepID with random weights, since speed does not
+hang on them, and on random images, in turn on one machine, so that only ratios count.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from goodnet.about import environment
+from goodnet.attacks.train import fresh
+from goodnet.data.images import Images
+from goodnet.models.arch.deepid import DeepID
+from goodnet.models.classifier import Classifier, InputSpec, Recipe
+from goodnet.models.twin import has_bfloat16, twin
+from goodnet.progress import Progress, silent
+from goodnet.scan import scan
+from goodnet.speed_record import EngineSpeed, ScanSpeed, SpeedRecord
+from goodnet.staged import Staged
+from goodnet.triggers.blocks import block_size
+from goodnet.triggers.inversion import Schedule, invert
+
+BLOCKS = (16, 32, 64, 128, 256)
+COMPARED = 1283
+_PLAIN_STEPS, _PLAIN_BATCH = 300, 32
+_SHAPE = (3, 55, 47)
+
+
+def run_speed(
+    *,
+    labels: Sequence[int] = (256, COMPARED, 5000),
+    plain_labels: int = 8,
+    plain_steps: int = _PLAIN_STEPS,
+    method: Staged | None = None,
+    command: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
+) -> SpeedRecord:
+    """Measures all of it.
+
+    Args:
+        labels: sizes of the nets to scan whole; the plain loop is compared with the one nearest to 1283.
+        plain_labels: labels that the plain loop is measured on.
+        plain_steps: of the plain loop; fewer than 300 are extrapolated, too.
+        method: the scan; `Staged()` by default.
+    """
+    net = _net(COMPARED)
+    images = torch.rand(96, *_SHAPE, generator=torch.Generator().manual_seed(0))
+    flops = 2 * flops_forward(net.net, images[:1])  # the gradient to the input costs as much again
+    peak = matmul_rate()
+    say(f"fp32 matmul {peak / 1e9:.0f} GFLOP/s; {flops / 1e6:.1f} MFLOP an image, forward and gradient to the input")
+    engine = []
+    for precision in ("float32", "bfloat16") if has_bfloat16(torch.device("cpu")) else ("float32",):
+        stand_in = twin(net, images, precision=precision).classifier
+        for block in BLOCKS:
+            rate = engine_rate(stand_in, images, block)
+            picked = block == block_size(stand_in)
+            engine.append(
+                EngineSpeed(precision=precision, block=block, picked=picked, images_per_second=rate,
+                            share_of_matmul=rate * flops / peak)
+            )  # fmt: skip
+            progress("engine", len(engine), 2 * len(BLOCKS))
+    plain = _plain_rate(images, plain_labels, plain_steps, progress)
+    say(f"plain loop {plain:,.0f} images a second, over {plain_labels} labels")
+    compared = min(labels, key=lambda count: abs(count - COMPARED))
+    scans = []
+    for count in sorted(labels):
+        scans.append(_scan(count, method or Staged(), progress))
+        say(f"{count} labels: {scans[-1].seconds:.0f} s, {scans[-1].peak_mib:.0f} MiB")
+    plain_seconds = compared * _PLAIN_STEPS * _PLAIN_BATCH / plain
+    return SpeedRecord(
+        matmul_flops=peak,
+        image_flops=flops,
+        engine=tuple(engine),
+        plain_images_per_second=plain,
+        plain_labels=plain_labels,
+        plain_seconds=plain_seconds,
+        compared_labels=compared,
+        times_faster=plain_seconds / next(row.seconds for row in scans if row.labels == compared),
+        scans=tuple(scans),
+        environment=environment(net, command),
+    )
+
+
+def engine_rate(net: Classifier, images: Tensor, block: int) -> float:
+    """Images a second through the engine: the best of three runs of 32 labels."""
+    classes = torch.full((len(images),), net.classes - 1)
+    schedule = Schedule(steps=12, batch=16)
+    seconds = min(timed(lambda: invert(net, images, classes, range(32), schedule, seed=0, block=block)) for _ in "123")
+    return 32 * 12 * 16 / seconds
+
+
+def plain_loop(net: nn.Module, images: Tensor, *, labels: int, steps: int, progress: Progress = silent) -> None:
+    """Neural Cleanse as one writes it from the paper."""
+    for label in range(labels):
+        mask = torch.randn(1, *_SHAPE[1:]).requires_grad_()
+        pattern = torch.randn(*_SHAPE).requires_grad_()
+        adam = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
+        target = torch.full((_PLAIN_BATCH,), label)
+        for step in range(steps):
+            x = images[torch.arange(step * _PLAIN_BATCH, (step + 1) * _PLAIN_BATCH) % len(images)]
+            m, p = (torch.tanh(mask) + 1) / 2, (torch.tanh(pattern) + 1) / 2
+            loss = F.cross_entropy(net((1 - m) * x + m * p), target) + 1e-3 * m.sum()
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+            progress("plain loop", label * steps + step + 1, labels * steps)
+
+
+def flops_forward(net: nn.Module, x: Tensor) -> float:
+    """Multiply-adds of convolutions and linear layers, times two, for one image."""
+    total = 0.0
+
+    def count(module: nn.Module, _inputs: object, out: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        total += 2 * weight[0].numel() * out[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        net(x)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def matmul_rate() -> float:
+    """Best of ten fp32 products of 2048x2048, in FLOP/s."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    return 2 * 2048**3 / min(timed(lambda: a @ b) for _ in range(10))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _plain_rate(images: Tensor, labels: int, steps: int, progress: Progress) -> float:
+    net = fresh(lambda: DeepID(classes=COMPARED), seed=0).eval().requires_grad_(False)
+    seconds = timed(lambda: plain_loop(net, images, labels=labels, steps=steps, progress=progress))
+    return labels * steps * _PLAIN_BATCH / seconds
+
+
+def _scan(labels: int, method: Staged, progress: Progress) -> ScanSpeed:
+    """A whole scan of a DeepID with so many outputs."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, size=(120, *_SHAPE), dtype=np.uint8)
+    images = Images(pixels=pixels, labels=np.full(120, labels - 1, np.int64), name="noise")
+    record = scan(_net(labels), images, method=method, check_input=False, progress=progress)
+    return ScanSpeed(labels=labels, seconds=record.seconds, forward_passes=record.forward_passes, peak_mib=_peak_mib())
+
+
+def _net(labels: int) -> Classifier:
+    channels, height, width = _SHAPE
+    return Classifier(
+        net=fresh(lambda: DeepID(classes=labels), seed=0),
+        input=InputSpec(channels=channels, height=height, width=width),
+        classes=labels,
+        recipe=Recipe(arch="deepid", options={"classes": labels}),
+        name=f"deepid, {labels} labels, random weights",
+    )
+
+
+def _peak_mib() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
