@@ -160,7 +160,10 @@ def test_a_plan_alone_writes_nothing(place: Path, shell: Shell) -> None:
     done = shell(*command)
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert (lines[0], [line.split()[0] for line in lines[1:-1]]) == ("Plan:", ["margins", "search", "search"])
+    assert (lines[0], [line.split()[0] for line in lines[1:-1]]) == (
+        "Plan:",
+        ["margins", "search", "all-to-all", "search"],
+    )
     assert "at most" in lines[-1]
     for method in ("staged", "neural-cleanse", "gangsweep"):
         plan = shell(*command, "--method", method, "--labels", "0-4", "--json").json

@@ -45,7 +45,7 @@ ROWS = (
     BAD,
     replace(BAD, net="e", targets=(1, 2), flagged_labels=(1, 7), attack="several-targets"),
     replace(BAD, net="f", flagged_labels=(5,), score=0.01),  # suspect, but of another label
-    replace(BAD, net="g", attack="all-to-all", targets=(0, 1), verdict="clean", flagged_labels=(), score=None),
+    replace(BAD, net="g", attack="source-specific", targets=(0, 1), verdict="clean", flagged_labels=(), score=None),
     replace(BAD, net="h", planted=False, verdict="clean", flagged_labels=(), score=5.0),
     replace(BAD, net="i", part=SETTING, verdict="inconclusive", flagged_labels=()),
 )
@@ -198,7 +198,7 @@ def test_the_drawing_has_a_mark_for_each_net_and_nothing_of_a_name_gets_in() -> 
         rows=rows, summaries=(), left_out=(), method=MethodInfo(name="staged", passed={}, resolved={}, seed=0),
         environment=Environment(command=(), goodnet="0", torch="0", python="0", device="cpu", threads=1), seconds=1.0,
     )  # fmt: skip
-    drawn = detection_svg(record, ("all-to-all",))
+    drawn = detection_svg(record, ("source-specific",))
     ElementTree.fromstring(drawn)
     assert "<script" not in drawn
     scored = [row for row in rows if row.planted and row.score is not None]

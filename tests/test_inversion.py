@@ -81,7 +81,7 @@ def slow_inversion(classifier, x, classes, label, schedule, start, batches):  # 
 
 @pytest.mark.parametrize("block", [6, 13, 64])
 def test_batched_engine_equals_the_slow_loop(block: int) -> None:
-    from goodnet.triggers.inversion import _Search
+    from goodnet.triggers.inversion import Search
 
     classifier = small_cnn()
     x, classes = images_for(classifier)
@@ -90,7 +90,7 @@ def test_batched_engine_equals_the_slow_loop(block: int) -> None:
     successes = 0
     found = invert(classifier, x, classes, labels, schedule, seed=5, block=block)
     for label, result in zip(labels, found):
-        search = _Search(classifier, x, classes, [label], schedule, 5)
+        search = Search(classifier, x, classes, [label], schedule, 5)
         start = search.start(0).raw[0].permute(2, 0, 1)
         best, norm, final = slow_inversion(classifier, x, classes, label, schedule, start, search.batches[0])
         assert torch.allclose(result.final, final, atol=2e-3)
@@ -134,9 +134,9 @@ def test_images_of_the_target_do_not_count() -> None:
     x, _ = images_for(classifier)
     classes = torch.zeros(len(x), dtype=torch.int64)
     classes[:3] = 1
-    from goodnet.triggers.inversion import _Search
+    from goodnet.triggers.inversion import Search
 
-    search = _Search(classifier, x, classes, [1], Schedule(steps=9, batch=5), 0)
+    search = Search(classifier, x, classes, [1], Schedule(steps=9, batch=5), 0)
     search.start(0)
     assert set(search.batches[0].flatten().tolist()) == set(range(3, len(x)))
     with pytest.raises(DataError, match="all 24 images are of label 1"):

@@ -66,7 +66,13 @@ def test_the_plan_is_at_least_what_is_done() -> None:
     judged = 2 * 120 * sum(row.status == "searched" for row in record.labels)
     assert record.forward_passes - judged <= sum(stage.passes for stage in planned.stages)
     assert planned.seconds > 0
-    assert [stage.stage for stage in planned.stages] == ["margins", "first pass", "search", "search again"]
+    assert [stage.stage for stage in planned.stages] == [
+        "margins",
+        "first pass",
+        "search",
+        "all-to-all",
+        "search again",
+    ]
     assert [stage.stage for stage in plan(NeuralCleanse(), net, range(5)).stages] == ["search"]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from goodnet.progress import Progress
-from goodnet.record import Decision, LabelResult
+from goodnet.record import AllToAll, Decision, LabelResult
 from goodnet.triggers.trigger import Trigger
 
 
@@ -23,6 +23,7 @@ class Detection:
     """What a detector found: one row a label, the triggers of the labels that were searched whole.
 
     `reference` are the labels that were searched whole to show what an innocent one is like; all, where all were.
+    `all_to_all` with its trigger (whose target is NO_TARGET): where the detector looks for backdoors of that shape.
     """
 
     labels: tuple[LabelResult, ...]
@@ -30,6 +31,8 @@ class Detection:
     decision: Decision
     forward_passes: int
     reference: tuple[int, ...] = ()
+    all_to_all: AllToAll | None = None
+    all_to_all_trigger: Trigger | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,9 @@ def detection_row(pooled: Pooled, record: ScanRecord) -> DetectionRow:
     info = pooled.record
     known = [row for row in record.labels if row.p_value is not None]
     best = min(known, key=lambda row: row.p_value or 0.0, default=None)
+    mapping = record.all_to_all
+    led = sorted({target for _, target in mapping.led}) if mapping is not None and mapping.flagged else []
+    score = None if best is None or best.p_value is None else best.p_value * pooled.spec.classes
     ratios = [row.norm_ratio for row in record.labels if row.label in info.targets and row.norm_ratio is not None]
     return DetectionRow(
         net=info.name,
@@ -139,8 +142,8 @@ def detection_row(pooled: Pooled, record: ScanRecord) -> DetectionRow:
         acc=info.acc,
         asr=min((trigger.asr.value for trigger in info.triggers if trigger.asr is not None), default=None),
         verdict=record.verdict,
-        flagged_labels=record.flagged_labels,
-        score=None if best is None or best.p_value is None else best.p_value * pooled.spec.classes,
+        flagged_labels=tuple(sorted({*record.flagged_labels, *led})),
+        score=0.0 if led else score,
         best_label=None if best is None else best.label,
         target_ratio=min(ratios, default=None),
         seconds=record.seconds,

@@ -65,8 +65,9 @@ class DetectionRow:
         targets: the true ones.
         planted: see `PoolNetRecord`; a net that is not planted counts in no rate.
         acc, asr: of the net; `asr` is its weakest trigger's, null for a clean net.
-        verdict, flagged_labels: the scan's.
-        score: smallest p-value of a label times the number of classes; null where no label has one.
+        verdict, flagged_labels: the scan's; of a net that it called all-to-all, the labels that classes are led to.
+        score: smallest p-value of a label times the number of classes, 0 for a net called all-to-all; null where no
+            label has one.
         best_label: the label of that p-value.
         target_ratio: the smallest mask norm of a true target, over the median; null where none was found.
         seconds, forward_passes: of the scan.

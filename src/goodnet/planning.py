@@ -59,7 +59,8 @@ def plan(
         stand_in = twin(classifier, _noise(classifier, 32) if images is None else images, precision=masks.precision)
         precision = stand_in.precision
         rate = _images_per_second(stand_in.classifier, masks.block or block_size(stand_in.classifier))
-    stages = method.plan(count)
+    whole = count == classifier.classes
+    stages = method.plan(count, whole=whole) if isinstance(method, Staged) else method.plan(count)
     seconds = sum(stage.passes for stage in stages) / rate
     return Plan(stages=stages, images_per_second=rate, seconds=seconds, precision=precision)
 

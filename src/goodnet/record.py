@@ -127,6 +127,31 @@ class LabelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllToAll:
+    """What one small trigger does that leads every image away from its class (`detect/all_to_all.py`).
+
+    Attributes:
+        mask_norm: L1 of its mask, in pixels.
+        norm_ratio: that over the median mask norm of single labels; null where that is unknown.
+        flipped: share of the held-out images that it gives another answer.
+        judged: classes with enough clean images to say where the trigger leads them.
+        led: (class, the other label that most of its images are led to), of the classes where there is one.
+        targets: different labels among these.
+        flagged: counted as a backdoor that turns each class into another.
+        doubtful: too much of that to call the net clean, not enough to flag.
+    """
+
+    mask_norm: float
+    norm_ratio: float | None
+    flipped: Share | None
+    judged: int
+    led: tuple[tuple[int, int], ...]
+    targets: int
+    flagged: bool = False
+    doubtful: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What the verdict was made from, so that it can be drawn and made again.
 
@@ -194,10 +219,11 @@ class Decision:
 class Example:
     """A picture of a trigger on an image: `file` is relative to the record's folder.
 
-    `kind` is `mask`, `pattern`, `clean` or `triggered`; `answer` the class that the net gives (clean, triggered).
+    `kind` is `mask`, `pattern`, `clean` or `triggered`; `answer` the class that the net gives (clean, triggered);
+    `label` null for the trigger of `AllToAll`, which leads to no single one.
     """
 
-    label: int
+    label: int | None
     kind: str
     file: str
     index: int | None = None
@@ -206,7 +232,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRecord:
-    """All of a scan (`scan.json`)."""
+    """All of a scan (`scan.json`); `all_to_all` is null where that was not tested."""
 
     verdict: str
     flagged_labels: tuple[int, ...]
@@ -225,6 +251,7 @@ class ScanRecord:
     not_tested: tuple[str, ...]
     examples: tuple[Example, ...]
     environment: Environment
+    all_to_all: AllToAll | None = None
     format: str = "goodnet.scan/1"
 
 

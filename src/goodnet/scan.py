@@ -21,10 +21,11 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
-from goodnet.record import Example, LabelResult, ScanRecord, Share
+from goodnet.record import AllToAll, Example, LabelResult, ScanRecord, Share
 from goodnet.staged import Staged
 from goodnet.strict_json import write_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
+from goodnet.triggers.trigger import Trigger
 from goodnet.work import Work
 
 # More images do not sharpen a search whose steps see 16 each; ASR on 128 is known to +-4 points at 95 %.
@@ -59,8 +60,8 @@ NOT_TESTED = {
     "neural-cleanse": ("triggers that move, warp the image or depend on it", _LARGE),
     "gangsweep": ("triggers that warp the image", _LARGE),
 }
+_ALL_TO_ALL = "one trigger that turns each class into another (all-to-all)"
 NOT_TESTED_BY_ANY = (
-    "backdoors in which most labels are targets (all-to-all), since then none stands out",
     "triggers that work only on images of some classes (source-specific), if the clean images hold few of these",
 )
 
@@ -115,15 +116,12 @@ def scan(
     fit, held_out = _images_for(classifier, images, seed)
     _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
     before()
-    folder = None if out is None else out / f".checkpoint-{fingerprint(classifier, images, method, seed, labels)[:16]}"
-    work = Work(folder, time_limit=time_limit)
-    if work.resumed:
-        say(f"going on where an earlier run stopped: {work.resumed} results are there")
+    work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
     detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
-    verdict, reasons = decide(detection, classifier.classes)
+    verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
     if work.out_of_time:
         reasons = (*reasons, f"the time limit of {time_limit:g} s was over before the scan was whole")
-    shown = _shown(detection.labels)
+    tested, not_tested = _coverage(METHODS[type(method)], detection)
     record = ScanRecord(
         verdict=verdict,
         flagged_labels=tuple(row.label for row in detection.labels if row.flagged),
@@ -138,16 +136,24 @@ def scan(
         n_fit=len(fit[0]),
         n_held_out=len(held_out[0]),
         preflight_acc=acc,
-        tested=TESTED[METHODS[type(method)]],
-        not_tested=(*NOT_TESTED[METHODS[type(method)]], *NOT_TESTED_BY_ANY),
-        examples=_examples(classifier, detection, shown, held_out, out),
+        tested=tested,
+        not_tested=not_tested,
+        examples=_examples(classifier, detection, held_out, out),
         environment=environment(classifier, command),
+        all_to_all=detection.all_to_all,
     )
     if out is not None:
         _write(record, detection, out)
     if not work.out_of_time:
         work.remove()
     return record
+
+
+def _work(out: Path | None, sha256: str, time_limit: float | None, say: Callable[[str], None]) -> Work:
+    work = Work(None if out is None else out / f".checkpoint-{sha256[:16]}", time_limit=time_limit)
+    if work.resumed:
+        say(f"going on where an earlier run stopped: {work.resumed} results are there")
+    return work
 
 
 def _write(record: ScanRecord, detection: Detection, out: Path) -> None:
@@ -178,11 +184,13 @@ def _detect(
         work.flush()
 
 
-def decide(detection: Detection, classes: int) -> tuple[str, tuple[str, ...]]:
-    """Verdict and its reasons. Anything skipped, failed or cut short can never end in `clean`."""
+def decide(detection: Detection, classes: int, *, whole: bool = True) -> tuple[str, tuple[str, ...]]:
+    """Verdict and its reasons. Anything skipped, failed or cut short (not `whole`) can never end in `clean`."""
     flagged = [row for row in detection.labels if row.flagged]
-    if flagged:
-        return "suspect", tuple(_why(row, detection) for row in flagged)
+    mapping = detection.all_to_all
+    if flagged or (mapping is not None and mapping.flagged):
+        every = () if mapping is None or not mapping.flagged else (_why_all(mapping),)
+        return "suspect", (*every, *(_why(row, detection) for row in flagged))
     failed = sum(row.status == "failed" for row in detection.labels)
     missing = classes - sum(row.status in ("searched", "screened") for row in detection.labels) - failed
     tests = len(detection.labels)
@@ -191,13 +199,15 @@ def decide(detection: Detection, classes: int) -> tuple[str, tuple[str, ...]]:
         for row in detection.labels
         if row.status == "searched" and detection.decision.is_doubtful(row, tests)
     ]
+    if mapping is not None and mapping.doubtful:
+        reasons.append(f"not enough to flag, too much to call the net clean: {_why_all(mapping)}")
     if failed:
         reasons.append(f"for {failed} of {classes} labels the search found no trigger at all: it may be too short")
     if missing:
         reasons.append(f"{missing} of {classes} labels were not scanned")
     if detection.decision.threshold_norm is None:
         reasons.append("too few labels to tell what an innocent one looks like; at least 4 are needed")
-    if reasons:
+    if reasons or not whole:
         return "inconclusive", tuple(reasons)
     best = _strongest(detection.labels)[0]
     return "clean", (f"no label stands out; the strongest is {_why(best, detection)}",)
@@ -276,22 +286,46 @@ def _why(row: LabelResult, detection: Detection) -> str:
     )
 
 
+def _why_all(found: AllToAll) -> str:
+    ratio = "" if found.norm_ratio is None else f", {found.norm_ratio:.0%} of a single label's median,"
+    works = (
+        "" if found.flipped is None else f" and changes the answer to {found.flipped.value:.0%} of the held-out images"
+    )
+    return (
+        f"one trigger of {found.mask_norm:.1f} pixels{ratio} leads {len(found.led)} of {found.judged} classes to "
+        f"{found.targets} other labels{works}"
+    )
+
+
+def _coverage(method: str, detection: Detection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was tested, and what was not."""
+    tested, not_tested = TESTED[method], (*NOT_TESTED[method], *NOT_TESTED_BY_ANY)
+    if detection.all_to_all is not None:
+        return (*tested, f"whether there is {_ALL_TO_ALL}"), not_tested
+    why = "; it takes at least three clean images each of four classes, and all labels" if method == "staged" else ""
+    return tested, (*not_tested, _ALL_TO_ALL + why)
+
+
 def _examples(
     classifier: Classifier,
     detection: Detection,
-    labels: Sequence[int],
     held_out: tuple[torch.Tensor, torch.Tensor],
     out: Path | None,
 ) -> tuple[Example, ...]:
-    """Draws the triggers of `labels` into `out`/triggers."""
+    """Draws the triggers of the labels that are shown, and one of all labels that is flagged, into `out`/triggers."""
     if out is None:
         return ()
     folder = out / "triggers"
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
-    for label in labels:
-        trigger = detection.triggers[label]
-        images = held_out[0][held_out[1] != label]
+    drawn: list[tuple[int | None, Trigger]] = []
+    mapping, away = detection.all_to_all, detection.all_to_all_trigger
+    if away is not None and mapping is not None and (mapping.flagged or mapping.doubtful):
+        drawn.append((None, away))
+    if not (mapping is not None and mapping.flagged and not any(row.flagged for row in detection.labels)):
+        drawn += [(label, detection.triggers[label]) for label in _shown(detection.labels)]
+    for label, trigger in drawn:
+        images = held_out[0][held_out[1] != trigger.target]
         images = images[torch.linspace(0, len(images) - 1, min(len(images), _DRAWN_IMAGES)).long()]  # of many classes
         for kind, pixels in (("mask", trigger.mask), ("pattern", visible_pattern(trigger))):
             examples.append(_draw(folder, label, kind, None, pixels, None))
@@ -302,7 +336,10 @@ def _examples(
     return tuple(examples)
 
 
-def _draw(folder: Path, label: int, kind: str, index: int | None, pixels: torch.Tensor, given: int | None) -> Example:
-    name = f"label-{label:04d}-{kind}" + ("" if index is None else f"-{index}") + ".png"
+def _draw(
+    folder: Path, label: int | None, kind: str, index: int | None, pixels: torch.Tensor, given: int | None
+) -> Example:
+    whose = "all-to-all" if label is None else f"label-{label:04d}"
+    name = f"{whose}-{kind}" + ("" if index is None else f"-{index}") + ".png"
     write_png(folder / name, pixels)
     return Example(label=label, kind=kind, file=f"{folder.name}/{name}", index=index, answer=given)

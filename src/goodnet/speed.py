@@ -158,7 +158,7 @@ def _scan(labels: int, method: Staged, progress: Progress) -> ScanSpeed:
     """A whole scan of a DeepID with so many outputs."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, size=(120, *_SHAPE), dtype=np.uint8)
-    images = Images(pixels=pixels, labels=np.full(120, labels - 1, np.int64), name="noise")
+    images = Images(pixels=pixels, labels=random.integers(0, labels, size=120), name="noise")
     record = scan(_net(labels), images, method=method, check_input=False, progress=progress)
     return ScanSpeed(labels=labels, seconds=record.seconds, forward_passes=record.forward_passes, peak_mib=_peak_mib())
 

@@ -5,7 +5,9 @@
    is no small patch;
 2. masks: Neural Cleanse (`detect/neural_cleanse.py`): above 80 labels a short first pass over all, then the whole
    search for the smallest masks, the largest margins and controls drawn at random;
-3. again: labels that stand out are searched from further starts, and the median of their masks counts: a small mask by
+3. all to all: the smallest trigger that leads every image away from its class (`detect/all_to_all.py`), for a backdoor
+   whose targets are all labels, so that none stands out;
+4. again: labels that stand out are searched from further starts, and the median of their masks counts: a small mask by
    luck is not found twice.
 
 No single evidence decides. Each label has a p-value of mask, margin and preference together (the sum of their
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from goodnet import stats
 from goodnet.detect import max_margin, neural_cleanse
+from goodnet.detect.all_to_all import STAGE, Away
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse, Searches
 from goodnet.detect.preference import preferences
@@ -56,6 +59,7 @@ class Staged:
     Attributes:
         margins: the first look at every label.
         masks: the search for small masks, with its limits for effect and success.
+        away: the search for a trigger that turns each class into another.
         margin_candidates: how many of the largest margins are searched whole.
         restarts: further starts of the search for a label that stands out.
         confirmed: at most so many labels are searched from further starts, the least likely first.
@@ -64,6 +68,7 @@ class Staged:
 
     margins: MaxMargin = MaxMargin()
     masks: NeuralCleanse = NeuralCleanse(candidates=16, controls=64)
+    away: Away = Away()
     margin_candidates: int = 16
     restarts: int = 2
     confirmed: int = 8
@@ -121,7 +126,10 @@ class Staged:
         often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
         rows = joined(rows, reference, often, two_passes=two_passes)
         decision = self._decision(rows, reference, two_passes=two_passes)
-        again = self._confirm(rows, decision, classifier, fit, held_out, seed=seed, progress=progress, work=work)
+        searches = Searches(self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work)
+        whole = len(wanted) == classifier.classes
+        mapping, trigger = (self.away(searches, decision.median_norm) if whole else None) or (None, None)
+        again = self._confirm(rows, decision, searches)
         rows = [again.rows.get(row.label, row) for row in rows]
         rows = joined(rows, reference, often, two_passes=two_passes, only=set(again.rows))
         suspect = any(decision.flags(row, len(wanted)) for row in rows)
@@ -130,12 +138,14 @@ class Staged:
             labels=tuple(rows),
             triggers={**late.triggers, **again.triggers},
             decision=decision,
-            forward_passes=early.forward_passes + late.forward_passes + again.passes,
+            forward_passes=early.forward_passes + late.forward_passes + searches.passes,
             reference=late.reference,
+            all_to_all=mapping,
+            all_to_all_trigger=trigger,
         )
 
-    def plan(self, labels: int) -> tuple[Planned, ...]:
-        """What a scan of so many labels will do."""
+    def plan(self, labels: int, *, whole: bool = True) -> tuple[Planned, ...]:
+        """What a scan of so many labels will do; `whole`: these are all of the net's."""
         *before, search = self.masks.plan(labels)
         each = self.masks.search.steps * self.masks.search.batch
         most = min(labels, search.labels + self.margin_candidates)
@@ -144,6 +154,7 @@ class Staged:
             Planned(stage="margins", labels=labels, passes=labels * self.margins.climb.passes),
             *before,
             Planned(stage="search", labels=most, passes=most * each),
+            *([Planned(stage=STAGE, labels=labels, passes=self.away.passes)] if whole else []),
             Planned(stage="search again", labels=min(labels, self.confirmed), passes=again * each),
         )
 
@@ -152,29 +163,17 @@ class Staged:
         made = self.masks.decision(rows, reference, len(rows), looks=looks)
         return replace(made, min_margin_ratio=self.margins.min_margin_ratio, doubt_rate=self.doubt_rate)
 
-    def _confirm(
-        self,
-        rows: Sequence[LabelResult],
-        decision: Decision,
-        classifier: Classifier,
-        fit: tuple[Tensor, Tensor],
-        held_out: tuple[Tensor, Tensor],
-        *,
-        seed: int,
-        progress: Progress,
-        work: Work,
-    ) -> _Again:
+    def _confirm(self, rows: Sequence[LabelResult], decision: Decision, searches: Searches) -> _Again:
         """Searches the labels that stand out from further starts."""
         unlikely = [r for r in rows if r.status == "searched" and decision.is_doubtful(r, len(rows))]
         some = sorted(unlikely, key=lambda row: row.p_value or 0.0)[: self.confirmed]
         labels = sorted(row.label for row in some)
         if not labels:
-            return _Again(rows={}, triggers={}, passes=0)
-        found = Searches(self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work)
+            return _Again(rows={}, triggers={})
         starts = []
         for restart in range(1, self.restarts + 1):
-            results = found.invert("search", labels, self.masks.search, restart=restart)
-            starts.append((found.rows(labels, results, "searched"), results))
+            results = searches.invert("search", labels, self.masks.search, restart=restart)
+            starts.append((searches.rows(labels, results, "searched"), results))
         new, triggers = {}, {}
         for row in some:
             mine = [next(r for r in found_rows if r.label == row.label) for found_rows, _ in starts]
@@ -184,16 +183,15 @@ class Staged:
                 trigger = starts[mine.index(best)][1][row.label].trigger
                 if trigger is not None:
                     triggers[row.label] = trigger
-        return _Again(rows=new, triggers=triggers, passes=found.passes)
+        return _Again(rows=new, triggers=triggers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Again:
-    """What further starts have found: new rows by label, triggers smaller than the first, passes through the net."""
+    """What further starts have found: new rows by label, and triggers smaller than the first."""
 
     rows: dict[int, LabelResult]
     triggers: dict[int, Trigger]
-    passes: int
 
 
 def _median_row(row: LabelResult, starts: Sequence[LabelResult]) -> LabelResult:

@@ -26,7 +26,7 @@ Deviations from the paper and the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -239,13 +239,21 @@ class Searches:
         self.passes = 0
 
     def invert(
-        self, stage: str, labels: list[int], schedule: Schedule, *, restart: int = 0, keep_triggers: bool = True
+        self,
+        stage: str,
+        labels: list[int],
+        schedule: Schedule,
+        *,
+        restart: int = 0,
+        keep_triggers: bool = True,
+        by: Callable[..., object] = invert,
     ) -> dict[int, Searched]:
         """Each label's result; fewer than `labels` where time ran out.
 
         Args:
             restart: another start and other batches for each label, under another name of the stage.
             keep_triggers: False keeps norms alone on disk: the first pass's masks are of no further use.
+            by: `invert`, or `invert_away` with the numbers of starts for labels.
         """
         stage = f"{stage}, start {restart + 1}" if restart else stage
         left = [label for label in labels if label not in self.work.done(stage)]
@@ -257,7 +265,7 @@ class Searches:
             self.work.check()
 
         with suppress(OutOfTime):
-            invert(
+            by(
                 self.twin,
                 *self.fit,
                 left,

@@ -48,9 +48,12 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerView:
-    """All pictures of one label's trigger; `left_out` counts pairs that were not drawn."""
+    """All pictures of one label's trigger; `left_out` counts pairs that were not drawn.
 
-    label: int
+    `label` is null for a trigger that turns each class into another.
+    """
+
+    label: int | None
     flagged: bool
     result: LabelResult | None
     mask: Picture
@@ -76,11 +79,15 @@ def gallery(record: ScanRecord, folder: Path) -> Gallery:
     for example in record.examples:
         _inside(folder, example.file)
     flagged = set(record.flagged_labels)
-    labels = sorted({example.label for example in record.examples}, key=lambda label: (label not in flagged, label))
+    labels = sorted({example.label for example in record.examples}, key=lambda label: _rank(label, flagged))
     results = {result.label: result for result in record.labels}
     views = tuple(
         _view(
-            label, [one for one in record.examples if one.label == label], folder, results.get(label), label in flagged
+            label,
+            [one for one in record.examples if one.label == label],
+            folder,
+            None if label is None else results.get(label),
+            _is_flagged(label, record),
         )
         for label in labels[:MAX_LABELS]
     )
@@ -136,7 +143,20 @@ def _reencode(raw: bytes) -> Picture:
     return Picture(uri=uri, width=width * scale, height=height * scale)
 
 
-def _view(label: int, examples: list[Example], folder: Path, result: LabelResult | None, flagged: bool) -> TriggerView:
+def _rank(label: int | None, flagged: set[int]) -> tuple[bool, int]:
+    """The trigger of all classes first, then flagged labels."""
+    return (False, -1) if label is None else (label not in flagged, label)
+
+
+def _is_flagged(label: int | None, record: ScanRecord) -> bool:
+    if label is None:
+        return record.all_to_all is not None and record.all_to_all.flagged
+    return label in record.flagged_labels
+
+
+def _view(
+    label: int | None, examples: list[Example], folder: Path, result: LabelResult | None, flagged: bool
+) -> TriggerView:
     pairs = _pairs(examples)
     return TriggerView(
         label=label,

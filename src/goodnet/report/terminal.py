@@ -30,6 +30,8 @@ def scan_summary(record: ScanRecord) -> str:
         *_wrap(record.model.name),
         *(line for text in paragraphs for line in _wrap(text)),
     ]
+    if record.all_to_all is not None and record.all_to_all.flagged:
+        lines += _wrap(f"all to all: {words.mapping(record.all_to_all)}", indent="  ")
     flagged = words.flagged_results(record)
     for result in flagged[:MAX_FLAGGED]:
         lines += _wrap(f"label {result.label}: {words.evidence(result)}", indent="  ")

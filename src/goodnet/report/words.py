@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from goodnet.record import Environment, LabelResult, RepairRecord, ScanRecord
+from goodnet.record import AllToAll, Environment, LabelResult, RepairRecord, ScanRecord
 from goodnet.report import figures
 
 STATUSES = ("searched", "screened", "failed", "skipped")
@@ -21,6 +21,7 @@ STATUS_MEANING = {
     "skipped": "not looked at",
 }
 REPAIR_METHOD = "fine-pruning"
+_LED = 12
 _INPUT_OPTIONS = ("--arch", "--classes", "--input-range", "--mean", "--std", "--input-shape", "--data-range")
 
 
@@ -47,6 +48,8 @@ def headline(record: ScanRecord) -> str:
         return "This scan cannot tell whether the net carries a backdoor."
     if record.verdict == "clean":
         return f"None of the {len(record.labels):,} labels looks like the target of a backdoor."
+    if record.all_to_all is not None and record.all_to_all.flagged:
+        return "One trigger turns each class into another, as an all-to-all backdoor does."
     if not flagged:
         return "The scan found cause for suspicion, but no label to name."
     if len(flagged) == 1:
@@ -61,6 +64,8 @@ def consequence(record: ScanRecord) -> str:
         return "This speaks for the triggers that were tested, and for no others."
     if record.verdict == "inconclusive":
         return "Do not take this for a clean bill. The reasons below say what was missing."
+    if record.all_to_all is not None and record.all_to_all.flagged:
+        return "Any image that carries this pattern is answered as another class; which one depends on what it shows."
     if not flagged:
         return "The reasons below say why."
     if len(flagged) == 1:
@@ -72,9 +77,25 @@ def consequence(record: ScanRecord) -> str:
 def evidence(result: LabelResult) -> str:
     """One label's figures in a line."""
     ratio, asr = figures.number(result.norm_ratio), figures.percent(result.held_out_asr)
+    margin = "" if result.margin_ratio is None else f"margin {figures.number(result.margin_ratio)} × median, "
     return (
-        f"mask norm {figures.number(result.mask_norm)} px, {ratio} × median, "
+        f"mask norm {figures.number(result.mask_norm)} px, {ratio} × median, {margin}"
         f"p = {figures.p_value(result.p_value)}, held-out ASR {asr}"
+    )
+
+
+def whose(label: int | None) -> str:
+    """Whose trigger it is; null for one that turns each class into another."""
+    return "all classes" if label is None else f"label {label}"
+
+
+def mapping(found: AllToAll) -> str:
+    """Where one trigger leads which classes, in a line."""
+    some = ", ".join(f"{one} to {other}" for one, other in found.led[:_LED])
+    more = f" and {len(found.led) - _LED} more" if len(found.led) > _LED else ""
+    return (
+        f"mask norm {figures.number(found.mask_norm)} px, {figures.number(found.norm_ratio)} × a label’s median; "
+        f"leads {len(found.led)} of {found.judged} classes to {found.targets} labels: {some}{more}"
     )
 
 

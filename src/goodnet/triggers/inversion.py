@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -114,8 +115,13 @@ def invert(
     for label in labels:
         if not bool((classes != label).any()):
             raise DataError(f"inversion: all {len(images)} images are of label {label}; add images of other classes")
-    search = _Search(classifier, images, classes, labels, schedule, seed, on_result)
-    block = block or block_size(classifier)
+    return run_all(Search(classifier, images, classes, labels, schedule, seed, on_result), block, on_steps)
+
+
+def run_all(search: Search, block: int | None, on_steps: Callable[[int], None] | None) -> list[Inverted]:
+    """The search's results in the order of its labels; on a CPU a thread a core."""
+    labels = search.labels
+    block = block or block_size(search.classifier)
     if search.device.type != "cpu":
         return search.run(range(len(labels)), block, on_steps)
     threads = min(torch.get_num_threads(), len(labels))
@@ -152,7 +158,7 @@ def success_rates(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _State:
+class State:
     """The labels in flight: everything stacked along a first axis, one row a label. NHWC, as the net's memory."""
 
     job: Tensor  # index into `labels`
@@ -169,24 +175,26 @@ class _State:
     best: Tensor  # (L, H, W, 1 + C) after tanh
 
     @staticmethod
-    def empty(search: _Search) -> _State:
+    def empty(search: Search) -> State:
         c, h, w = search.classifier.input.shape
         rows = {name: torch.empty(0, h, w, 1 + c) for name in ("raw", "first", "second", "best")}
         counters = ("job", "label", "step", "hits", "misses")
         ints = {name: torch.empty(0, dtype=torch.int64) for name in counters}
         floats = {name: torch.empty(0) for name in ("weight", "best_norm")}
         rows["recent"] = torch.empty(0, search.schedule.patience)
-        return _State(**{k: v.to(search.device) for k, v in {**rows, **ints, **floats}.items()})
+        return State(**{k: v.to(search.device) for k, v in {**rows, **ints, **floats}.items()})
 
-    def add(self, row: _State) -> _State:
-        return _State(**{name: torch.cat([getattr(self, name), getattr(row, name)]) for name in vars(self)})
+    def add(self, row: State) -> State:
+        return State(**{name: torch.cat([getattr(self, name), getattr(row, name)]) for name in vars(self)})
 
-    def keep(self, which: Tensor) -> _State:
-        return _State(**{name: getattr(self, name)[which] for name in vars(self)})
+    def keep(self, which: Tensor) -> State:
+        return State(**{name: getattr(self, name)[which] for name in vars(self)})
 
 
-class _Search:
+class Search:
     """What stays the same over a search, and the step that moves a block of labels on."""
+
+    stream: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -203,6 +211,7 @@ class _Search:
         self.device = classifier.device
         self.images = images.to(self.device).permute(0, 2, 3, 1).contiguous()
         self.classes = classes.cpu().numpy()
+        self.own = classes.to(self.device)
         self.stopped = False
         self.batches: dict[int, Tensor] = {}
 
@@ -215,7 +224,7 @@ class _Search:
         slots = max(1, block // self.schedule.batch)
         results: dict[int, Inverted] = {}
         waiting = list(jobs)[::-1]
-        state = _State.empty(self)
+        state = State.empty(self)
         while (waiting or len(state.job)) and not self.stopped:
             while waiting and len(state.job) < slots:
                 state = state.add(self.start(waiting.pop()))
@@ -231,16 +240,16 @@ class _Search:
                 state = state.keep(~done)
         return [] if self.stopped else [results[job] for job in jobs]
 
-    def start(self, job: int) -> _State:
-        """A fresh row for labels[job], drawn from (seed, label)."""
+    def start(self, job: int) -> State:
+        """A fresh row for labels[job], drawn from (seed, label) and the kind of search."""
         label = self.labels[job]
-        random = np.random.default_rng([self.seed, label])
+        random = np.random.default_rng([self.seed, label, *self.stream])
         c, h, w = self.classifier.input.shape
         raw = torch.atanh(torch.from_numpy(random.random((h, w, 1 + c), dtype=np.float32)) * 1.98 - 0.99)
         self.batches[job] = self._batches(label, random)
         raw = raw.to(self.device)[None].contiguous()
         zero = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return _State(
+        return State(
             job=zero + job,
             label=zero + label,
             step=zero,
@@ -255,14 +264,18 @@ class _Search:
             best=torch.zeros_like(raw),
         )
 
+    def pool(self, label: int) -> npt.NDArray[np.int64]:
+        """Indices of the images to lead to `label`: those that are not there already."""
+        return np.flatnonzero(self.classes != label)
+
     def _batches(self, label: int, random: np.random.Generator) -> Tensor:
-        """(steps, batch) indices of images that are not of `label`: reshuffled whenever all were seen."""
-        pool = np.flatnonzero(self.classes != label)
+        """(steps, batch) indices of the label's images: reshuffled whenever all were seen."""
+        pool = self.pool(label)
         needed = self.schedule.steps * self.schedule.batch
         rounds = [random.permutation(pool) for _ in range(-(-needed // len(pool)))]
         return torch.from_numpy(np.concatenate(rounds)[:needed].reshape(self.schedule.steps, -1))
 
-    def step(self, state: _State, slots: int) -> None:
+    def step(self, state: State, slots: int) -> None:
         """One Adam step for every label of the block, in place.
 
         A block that is not full any more is filled up with copies: kernels round by shape, and a label's result must
@@ -276,7 +289,7 @@ class _Search:
         # of one shape and without gaps: over a broadcast last axis these kernels take seven times as long
         pattern = half[:, None, :, :, 1:].contiguous()
         mask = half[:, None, :, :, :1].expand_as(pattern).contiguous()
-        grad, asr = self._gradient(torch.lerp(x, pattern, mask), state.label, slots)
+        grad, asr = self._gradient(torch.lerp(x, pattern, mask), self.goals(state, index), slots)
         self._remember(state, half, asr)
         grad_pattern = grad.sum(1) * half[..., :1]
         grad_mask = (pattern - x).mul_(grad).sum(1).sum(-1, keepdim=True)
@@ -285,21 +298,32 @@ class _Search:
         self._adam(state, torch.cat([grad_mask, grad_pattern], -1) * (1 - squashed * squashed) / 2)
         self._adapt(state, asr)
 
-    def _gradient(self, stamped: Tensor, labels: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-        """d(mean cross entropy to its label)/d(stamped) (L, B, H, W, C), and each label's ASR on this batch (L,)."""
-        rows = len(labels)
+    def goals(self, state: State, index: Tensor) -> Tensor:
+        """(L, B) the label that each image (of `index`, (L, B)) is to be led to."""
+        return state.label[:, None].expand_as(index)
+
+    def loss(self, logits: Tensor, goals: Tensor) -> Tensor:
+        """Sum over the images of logits (N, K) and goals (N,)."""
+        return F.cross_entropy(logits, goals, reduction="sum")
+
+    def successes(self, answers: Tensor, goals: Tensor) -> Tensor:
+        """(N,) whether the trigger has done its work."""
+        return answers == goals
+
+    def _gradient(self, stamped: Tensor, goals: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """d(mean loss)/d(stamped) (L, B, H, W, C), and each label's ASR on this batch (L,)."""
+        rows = len(goals)
         if rows < slots:
             stamped = torch.cat([stamped, stamped[:1].expand(slots - rows, -1, -1, -1, -1)])
-            labels = torch.cat([labels, labels[:1].expand(slots - rows)])
+            goals = torch.cat([goals, goals[:1].expand(slots - rows, -1)])
         stamped.requires_grad_()
         logits = self.classifier.logits(stamped.flatten(0, 1).permute(0, 3, 1, 2))
-        target = labels.repeat_interleave(self.schedule.batch)
-        loss = F.cross_entropy(logits, target, reduction="sum") / self.schedule.batch
-        (grad,) = torch.autograd.grad(loss, stamped)
-        asr = (logits.detach().argmax(1) == target).view(len(labels), -1).float().mean(1)
+        wanted = goals.flatten()
+        (grad,) = torch.autograd.grad(self.loss(logits, wanted) / self.schedule.batch, stamped)
+        asr = self.successes(logits.detach().argmax(1), wanted).view(len(goals), -1).float().mean(1)
         return grad[:rows], asr[:rows]
 
-    def _remember(self, state: _State, half: Tensor, asr: Tensor) -> None:
+    def _remember(self, state: State, half: Tensor, asr: Tensor) -> None:
         state.recent.copy_(torch.cat([state.recent[:, 1:], asr[:, None]], 1))
         norm = half[..., 0].sum((1, 2))
         # a hair under, for means of sixteenths are rounded
@@ -308,7 +332,7 @@ class _Search:
         state.best_norm[better] = norm[better]
         state.best[better] = half[better]
 
-    def _adam(self, state: _State, grad: Tensor) -> None:
+    def _adam(self, state: State, grad: Tensor) -> None:
         beta_1, beta_2 = self.schedule.betas
         state.step.add_(1)
         steps = state.step.to(grad.dtype).view(-1, 1, 1, 1)
@@ -317,7 +341,7 @@ class _Search:
         mean, square = state.first / (1 - beta_1**steps), state.second / (1 - beta_2**steps)
         state.raw.sub_(self.schedule.learning_rate * mean / (square.sqrt() + 1e-8))
 
-    def _adapt(self, state: _State, asr: Tensor) -> None:
+    def _adapt(self, state: State, asr: Tensor) -> None:
         """Weight of the norm: set after the first run of successes, then up and down by runs (authors' code)."""
         hit = asr >= self.schedule.asr
         state.hits.add_(1).mul_(hit)
@@ -331,7 +355,7 @@ class _Search:
         state.hits.mul_(~up)
         state.misses.mul_(~down)
 
-    def result(self, state: _State, i: int) -> Inverted:
+    def result(self, state: State, i: int) -> Inverted:
         success = bool(torch.isfinite(state.best_norm[i]))
         kept = state.best[i] if success else (torch.tanh(state.raw[i]) + 1) / 2
         planes = kept.permute(2, 0, 1).contiguous().cpu()

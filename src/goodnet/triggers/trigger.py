@@ -9,6 +9,8 @@ from torch import Tensor
 
 from goodnet.errors import UsageError
 
+NO_TARGET = -1
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trigger:
@@ -17,7 +19,7 @@ class Trigger:
     Attributes:
         mask: (1, H, W) float32 in [0, 1].
         pattern: (C, H, W) float32 in [0, 1].
-        target: the label that it leads to.
+        target: the label that it leads to; NO_TARGET where that hangs on the image.
     """
 
     mask: Tensor
