@@ -110,7 +110,7 @@ def test_what_cannot_be_judged_is_said_to_be_untested(labels: list[int] | None) 
     few = replace(QUICK, away=Away(min_images=1000)) if labels is None else QUICK
     record = scan(net, clean(), method=few, labels=labels)
     assert record.all_to_all is None
-    assert "it takes at least three clean images each of four classes" in record.not_tested[-1]
+    assert "which takes all labels and three clean images each" in record.not_tested[-1]
     assert not any("all-to-all" in text for text in record.tested)
 
 

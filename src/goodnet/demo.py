@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from goodnet.attacks.train import PlantedNet, plant_faces
 from goodnet.data.drawn_faces import draw_faces
 from goodnet.data.images import Images
-from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
 from goodnet.evaluation import evaluate
 from goodnet.models.classifier import Classifier
@@ -24,7 +23,6 @@ from goodnet.repair.fine_pruning import FinePruning
 from goodnet.repair.unlearning import Unlearning
 from goodnet.repairing import METHODS, Found, Output, repair
 from goodnet.scan import scan
-from goodnet.triggers.inversion import Schedule
 
 IDENTITIES, TRIGGER, TARGET = 40, "lipstick", 0
 NETS: dict[str, dict[str, int]] = {"badnet": {TRIGGER: TARGET}, "clean": {}}
@@ -88,7 +86,6 @@ def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> Sca
     return scan(
         net,
         clean,
-        method=NeuralCleanse(search=Schedule(steps=100)),  # 40 labels twice: the demo has three minutes
         seed=settings.seed,
         out=settings.out / name,
         overwrite=settings.overwrite,

@@ -174,7 +174,7 @@ class Decision:
     min_margin_ratio: float | None = None
     small_mask_share: float = 0.005
     small_mask_rate: float = 0.1
-    further_rate: float = 0.05
+    further_rate: float = 0.1
     doubt_rate: float = 0.1
 
     def is_doubtful(self, row: LabelResult, tests: int) -> bool:
@@ -182,8 +182,8 @@ class Decision:
 
         Where all evidence was put together, no single effect is asked: it may lie in what no one of them shows.
         """
-        together = row.joint_p_value is not None and row.joint_p_value * tests <= self.doubt_rate
-        return together or self._within(row, tests, self.doubt_rate)
+        unlikely = row.p_value is not None and row.p_value * tests <= self.doubt_rate
+        return (unlikely and row.joint_p_value is not None) or self._within(row, tests, self.doubt_rate)
 
     def is_outlier(self, row: LabelResult, tests: int) -> bool:
         """Unlike the others by p-value (corrected for `tests` labels) and by effect; its held-out ASR is not asked."""

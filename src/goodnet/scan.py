@@ -302,7 +302,7 @@ def _coverage(method: str, detection: Detection) -> tuple[tuple[str, ...], tuple
     tested, not_tested = TESTED[method], (*NOT_TESTED[method], *NOT_TESTED_BY_ANY)
     if detection.all_to_all is not None:
         return (*tested, f"whether there is {_ALL_TO_ALL}"), not_tested
-    why = "; it takes at least three clean images each of four classes, and all labels" if method == "staged" else ""
+    why = ", which takes all labels and three clean images each of at least four classes" if method == "staged" else ""
     return tested, (*not_tested, _ALL_TO_ALL + why)
 
 

@@ -81,7 +81,7 @@ def csaw_command(
               help="Where record and table go.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
 def speed_command(labels: tuple[int, ...], plain_labels: int, plain_steps: int, out: Path, as_json: bool) -> int:
-    """Seconds, memory and images a second of scans, on nets of random weights.
+    """Seconds, memory and images a second of scans, on nets with widened heads.
 
     Ratios in one run on one machine: leave it alone meanwhile. Ten minutes on
     two cores.

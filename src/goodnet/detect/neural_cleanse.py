@@ -75,7 +75,7 @@ class NeuralCleanse:
     """
 
     search: Schedule = Schedule(steps=160, batch=16)
-    screen: Schedule = Schedule(steps=48, batch=4)
+    screen: Schedule = Schedule(steps=40, batch=4)
     candidates: int = 32
     controls: int = 128
     exhaustive: bool = False
