@@ -20,9 +20,9 @@ def test_flops_are_counted_by_hand() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_measures_and_prints(tmp_path: Path, shell: Shell) -> None:
+def test_the_command_measures_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["bench", "scan", "--labels", "12", "--plain-labels", "1", "--plain-steps", "4", "--out", tmp_path]
-    done = shell(*arguments)
+    done = Shell(capsys)(*arguments)
     assert done.code == 0
     record = json.loads((tmp_path / "scan-speed.json").read_text())
     assert record["format"] == "goodnet.bench-scan/1"
