@@ -12,7 +12,9 @@ from torch import Tensor
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
+from goodnet.guard.strip import Strip
 from goodnet.guard.watch import Watch
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
@@ -152,6 +154,20 @@ def disagreement(net: Classifier, fit: Labelled, rest: Labelled, seed: int, prog
     return made.recipe, made.logits(rest[0])
 
 
+def strip(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    made = Strip(overlays=6, max_fpr=0.2)(net, small_cnn(net.input.shape, net.classes), fit[0], rest[0], seed=seed)
+    progress("guard", 1, 1)
+    return made.recipe, made.logits(rest[0])
+
+
+def combined(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    search = StrongSchedule(starts=4, steps=3, batch=4)
+    method = Combined(watch=Watch(search=search, further_search=search, further=1, stamped=40))
+    watched = method.watch(net, fit, rest, labels=[1], further=[0], seed=seed, progress=progress).classifier
+    made = method(net, small_cnn(net.input.shape, net.classes), watched, [rest[0]])
+    return made.recipe, made.logits(rest[0])
+
+
 def clean_only(method: Any) -> Run:
     def run(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
         found = method(net, fit, rest, seed=seed, progress=progress)
@@ -199,6 +215,8 @@ METHODS: dict[str, Run] = {
     "nc-unlearn, on labels": unlearning_on_labels,
     "retrain": retraining,
     "disagreement": disagreement,
+    "strip": strip,
+    "combined": combined,
     "watch": watch,
     "ft-sam": clean_only(SharpnessAware(epochs=2, batch=8)),
     "i-bau": clean_only(AdversarialUnlearning(rounds=2, batch=8)),

@@ -15,7 +15,7 @@ from goodnet.export import save_goodnet
 from goodnet.models import arch, surgery
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.goodnet_file import load_goodnet
-from goodnet.models.goodnet_make import filtered_from, grown_from, seconded_from, watched_from
+from goodnet.models.goodnet_make import filtered_from, grown_from, seconded_from, strip_from, watched_from
 from nets import classifier_of, linear
 from test_goodnet_net import mutate, put, tensor
 
@@ -98,7 +98,11 @@ def made_of(kind: str, net: Classifier) -> Classifier:
         return grown_from(net)
     if kind == "filter":
         return filtered_from(net, *a_filter(net))
+    if kind == "strip":
+        return strip_from(net, twin_of(net), torch.rand(5, *net.input.shape), 0.7)
     watched = watched_from(net, *a_watch(net))
+    if kind == "combined":
+        return seconded_from(watched, twin_of(net), threshold=0.2)
     return watched if kind == "watch" else seconded_from(watched, twin_of(net))
 
 
@@ -128,7 +132,7 @@ def test_only_what_is_answered_with_a_watched_label_is_refused_and_by_its_own_di
     assert torch.equal(both[sure & (groups[answers] < 0)], answers[sure & (groups[answers] < 0)])
 
 
-@pytest.mark.parametrize("kind", ["grown", "filter", "watch", "second-opinion"])
+@pytest.mark.parametrize("kind", ["grown", "filter", "watch", "second-opinion", "combined", "strip"])
 @pytest.mark.parametrize("name", SPECS)
 def test_read_again_it_decides_the_same(kind: str, name: str, tmp_path: Path) -> None:
     net = net_of(name)
@@ -162,6 +166,17 @@ HOSTILE: dict[str, tuple[str, Callable[..., Any], str]] = {
     "a watch called filter": ("watch", put(*OPTIONS, "kind", value="filter"), "damaged"),
     "no second net": ("second-opinion", put(*OPTIONS, "good", value=None), "damaged"),
     "a stray weight": ("second-opinion", tensor("evil.weight", lambda old: old), "'bad' and 'good' alone"),
+    "a stray weight in a strip": ("strip", tensor("evil.weight", lambda old: old), "'bad' and 'good' alone"),
+    "nothing to blend with": ("strip", tensor("overlays", None), "images to blend with"),
+    "other overlays": ("strip", put(*OPTIONS, "overlays", value=6), "6 finite images to blend with"),
+    "overlays of another shape": (
+        "strip",
+        tensor("overlays", lambda old: old[:, :, :2].contiguous()),
+        "fails on the input",
+    ),
+    "overlays that are NaN": ("strip", tensor("overlays", lambda old: old * torch.nan), "images to blend with"),
+    "a threshold that is a word": ("combined", put(*OPTIONS, "threshold", value="1"), "damaged"),
+    "a threshold below 0": ("strip", put(*OPTIONS, "threshold", value=-1.0), "damaged"),
     "NaN offsets": ("filter", tensor("fc2.offsets", lambda old: old * torch.nan), "NaN"),
 }
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from goodnet.errors import UsageError
-from goodnet.predict_bench import _fastest, run_predict
+from goodnet.predict_bench import fastest, run_predict
 from goodnet.report.speed_table import predict_markdown
 from goodnet.strict_json import to_json
 
@@ -21,7 +21,7 @@ def test_every_kind_of_goodnet_is_timed_at_every_batch_size() -> None:
     assert "goodnet.bench-predict/1" in to_json(record)
 
 
-def test_the_fastest_turn_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thefastest_turn_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     lengths = {"a": iter([0.1, 5.0, 3.0, 4.0]), "b": iter([9.0, 9.0, 7.0, 8.0])}
 
@@ -30,7 +30,7 @@ def test_the_fastest_turn_counts_and_the_first_does_not(monkeypatch: pytest.Monk
         now += next(lengths[name])
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    assert _fastest({"a": lambda: work("a"), "b": lambda: work("b")}, 3, 1) == {"a": 3.0, "b": 7.0}
+    assert fastest({"a": lambda: work("a"), "b": lambda: work("b")}, 3, 1) == {"a": 3.0, "b": 7.0}
 
 
 @pytest.mark.parametrize("wrong", [{"batches": ()}, {"batches": (0,)}, {"turns": 0}])

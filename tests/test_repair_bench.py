@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from cli_support import TARGET, block_images, block_net, save_net, triggered
-from goodnet import repair_bench
+from goodnet import repair_bench, repair_subjects
 from goodnet.data.images import Images
 from goodnet.data.splits import split
 from goodnet.errors import DataError, UsageError
 from goodnet.models.load import load_classifier
-from goodnet.repair_bench import HELD_OUT, Subject, run_repairs
+from goodnet.repair_bench import HELD_OUT, run_repairs
+from goodnet.repair_subjects import Subject
 from goodnet.report.bench_table import bench_csv, bench_markdown
 
 DATA = Path(os.environ.get("GOODNET_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -51,7 +52,7 @@ def test_a_scan_a_repair_and_a_row_for_each_thing_measured(tmp_path: Path, monke
     def ours(*_: object) -> Iterator[Subject]:
         yield subject(tmp_path)
 
-    monkeypatch.setattr(repair_bench, "_subjects", ours)
+    monkeypatch.setattr(repair_bench, "subjects", ours)
     said: list[str] = []
     record = run_repairs(tmp_path, tmp_path / "out", nets=["ours"], say=said.append)
     assert record.scans[0].flagged_labels == (TARGET,)
@@ -82,7 +83,7 @@ def test_faces_that_only_judged_are_found_under_their_paint(tmp_path: Path) -> N
 
 def test_no_person_is_in_both_halves() -> None:
     people = Images(pixels=np.zeros((30, 1, 4, 4), np.uint8), labels=np.arange(30) % 7, name="people")
-    first, second = repair_bench._halves(people)
+    first, second = repair_subjects._halves(people)
     assert len(first) + len(second) == 30
     assert first.labels is second.labels is None
     assert first.groups is not None
@@ -92,11 +93,11 @@ def test_no_person_is_in_both_halves() -> None:
 
 def test_the_attackers_triggers_are_painted_as_published() -> None:
     x = torch.full((1, 3, 32, 32), 0.5)
-    target, square = repair_bench._painter(DATA, "gtsrb-badnets")
+    target, square = repair_subjects._painter(DATA, "gtsrb-badnets")
     assert target == 8
     assert (square(x)[0, :, 27:31, 27:31] == 1).all()
     assert int((square(x) != x).sum()) == 3 * 16
-    target, grid = repair_bench._painter(DATA, "cifar10-grid")
+    target, grid = repair_subjects._painter(DATA, "cifar10-grid")
     assert target == 0
     assert int((grid(x) != x).sum()) == 27
     # counted from the bottom right corner: 255 0 255 / 0 255 0 / 255 0 0

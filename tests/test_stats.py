@@ -145,3 +145,16 @@ def test_a_prior_counts_by_its_degrees_of_freedom() -> None:
 def test_equal_values_without_a_prior_do_not_divide_by_zero() -> None:
     p = stats.small_side_p_values(np.array([5.0, 5, 5, 5, 4]), np.array([True] * 4 + [False]))
     assert p.tolist() == [1, 1, 1, 1, 0]
+
+
+def test_auc_and_hits_against_every_pair() -> None:
+    random = np.random.default_rng(0)
+    positives, negatives = random.integers(2, 9, 60) / 2.0, random.integers(0, 7, 200) / 2.0
+    pairs = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
+    assert stats.auc(positives, negatives) == pytest.approx(np.mean(pairs))
+    for share in (0.0, 0.01, 0.1, 0.5):
+        possible = [t for t in negatives if (negatives > t).mean() <= share]
+        assert stats.hits_at(positives, negatives, share) == pytest.approx((positives > min(possible)).mean())
+    assert stats.auc(positives, positives) == pytest.approx(0.5)
+    assert np.isnan(stats.auc(positives, negatives[:0]))
+    assert np.isnan(stats.hits_at(positives[:0], negatives, 0.1))

@@ -97,6 +97,7 @@ def test_wrong_settings_and_nets() -> None:
         {"stamped": 0},
         {"strengths": (2.0, 1.0)},
         {"decay": -1.0},
+        {"like": -0.1},
         {"max_refused": 1.0},
         {"max_fpr": 1.0},
     ):

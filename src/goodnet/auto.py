@@ -19,6 +19,7 @@ from goodnet.errors import ModelError, UsageError
 from goodnet.found import Found
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.watch import Watch
+from goodnet.guarding import Guard
 from goodnet.judging import Limits
 from goodnet.keeping import Output, check_output, keep
 from goodnet.models.classifier import Classifier, Recipe
@@ -38,7 +39,7 @@ class Candidate:
 
     name: str
     method: Method
-    guard: Disagreement | Watch | None = None
+    guard: Guard | None = None
 
 
 CANDIDATES = (

@@ -47,7 +47,7 @@ def run_predict(
     rows = []
     for done, batch in enumerate(batches, start=1):
         x = torch.from_numpy(np.random.default_rng(0).random((batch, *SHAPE), np.float32))
-        seconds = _fastest({name: _pass(one, x) for name, one in nets.items()}, turns, max(1, 64 // batch))
+        seconds = fastest({name: _pass(one, x) for name, one in nets.items()}, turns, max(1, 64 // batch))
         own = seconds["the net itself"]
         rows += [
             PredictRow(kind=name, batch=batch, milliseconds=1000 * value / batch, ratio=value / own)
@@ -90,7 +90,7 @@ def _pass(net: Classifier, x: torch.Tensor) -> Callable[[], object]:
     return lambda: net.predict(x)
 
 
-def _fastest(work: Mapping[str, Callable[[], object]], turns: int, times: int) -> dict[str, float]:
+def fastest(work: Mapping[str, Callable[[], object]], turns: int, times: int) -> dict[str, float]:
     """Seconds that each takes, of the fastest turn; a turn is so many times in a row."""
     best = dict.fromkeys(work, float("inf"))
     for turn in range(turns + 1):

@@ -7,24 +7,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
-from goodnet.data.splits import split
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import DataError, UsageError
 from goodnet.found import Found
+from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.watch import Watch
+from goodnet.guarding import GUARDS, Guard, guarded, watched
 from goodnet.judging import Limits, held_out_triggers, judge_repair, search_again, triggered
 from goodnet.keeping import Output, check_output, keep
 from goodnet.measure import answer, measure, share
 from goodnet.models.classifier import Classifier
-from goodnet.models.goodnet import GoodNet
-from goodnet.models.goodnet_make import seconded_from
+from goodnet.models.goodnet import GoodNet, StripGoodNet
 from goodnet.models.preflight import check_images, preflight
+from goodnet.parts import Parts
 from goodnet.progress import Progress, silent
 from goodnet.record import MethodInfo, RepairRecord, Share
 from goodnet.repair.anp import AdversarialPruning
@@ -42,7 +41,7 @@ from goodnet.repair.rnp import ReconstructivePruning
 from goodnet.repair.unlearning import Unlearning
 from goodnet.triggers.inversion import invert
 from goodnet.triggers.trigger import Trigger
-from goodnet.tuning import Labelled, Repaired
+from goodnet.tuning import Repaired
 
 CleanOnly = (
     FinePruning
@@ -74,15 +73,13 @@ METHODS: dict[type[Method], str] = {
     Retraining: "retrain",
 }
 
-_GUARDS: dict[type[Disagreement | Watch], str] = {Disagreement: "disagreement", Watch: "watch"}
-
 
 def repair(
     classifier: Classifier,
     images: Images,
     *,
     method: Method | None = None,
-    guard: Disagreement | Watch | None = None,
+    guard: Guard | None = None,
     found: Found | None = None,
     surrogate: Images | None = None,
     poisoned: Sequence[Images] = (),
@@ -126,27 +123,20 @@ def repair(
     check = preflight(classifier, images)
     if check.near_chance:
         raise UsageError(check.advice)
-    job = _Job(
-        classifier,
-        images,
-        poisoned,
-        surrogate,
-        learns=isinstance(method, Retraining),
-        seed=seed,
-        progress=progress,
-    )
+    parts = Parts(classifier, images, surrogate, poisoned, learns=isinstance(method, Retraining), seed=seed)
+    job = _Job(classifier, parts, seed=seed, progress=progress)
     found = job.with_triggers(found)
     if reuse is None:
         repaired, found, all_rounds = job.repaired(method, found, rounds)
     else:
         repaired, all_rounds = Repaired(classifier=reuse), (found.targets,)
-    goodnet = job.guarded(repaired.classifier, guard, found)
+    goodnet = guarded(classifier, repaired, guard, parts, found, seed=seed, progress=progress)
     record = job.judged(repaired, goodnet, found, limits)
     record = replace(
         record,
         reasons=(*record.reasons, f"take care: {check.advice}") if check.advice else record.reasons,
         method=method_info(METHODS[type(method)], method, seed),
-        guard=None if repaired.classifier.refuses else method_info(_GUARDS[type(guard)], guard, seed),
+        guard=None if repaired.classifier.refuses else method_info(GUARDS[type(guard)], guard, seed),
         rounds=all_rounds,
         data=data_info(images),
         poisoned_data=tuple(data_info(part) for part in poisoned),
@@ -158,51 +148,16 @@ def repair(
 
 
 class _Job:
-    """The net and the images of one repair, split so that nothing judges what it was used for."""
+    """The net of one repair, and the parts of what its defender has."""
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        images: Images,
-        poisoned: Sequence[Images],
-        surrogate: Images | None,
-        *,
-        learns: bool,
-        seed: int,
-        progress: Progress,
-    ):
-        self.classifier, self.seed, self.progress = classifier, seed, progress
-        parts = split(images, seed=seed)
-        classes = torch.from_numpy(answer(classifier, images) if images.labels is None else images.labels)
-        self.fit: Labelled = (images.take(parts.fit).tensor(), classes[parts.fit])
-        self.choose: Labelled = (images.take(parts.choose).tensor(), classes[parts.choose])
-        self.judge = images.take(parts.judge)
-        self.judge_labelled: Labelled = (self.judge.tensor(), classes[parts.judge])
-        self.surrogate_fit: Tensor | None = None
-        self.surrogate_choose: Tensor | None = None
-        self.surrogate_judge: Images | None = None
-        if surrogate is not None:
-            groups = surrogate.labels if surrogate.groups is None else surrogate.groups  # a stranger is in one part
-            surrogate = replace(surrogate, labels=None, groups=groups)
-            cut = split(surrogate, seed=seed)
-            self.surrogate_fit = surrogate.take(cut.fit).tensor()
-            self.surrogate_choose = surrogate.take(cut.choose).tensor()
-            self.surrogate_judge = surrogate.take(cut.judge)
-        present = [part if part.trigger_present is None else part.take(part.trigger_present) for part in poisoned]
-        self.poisoned_fit: list[Tensor] = []
-        self.poisoned_choose: list[Tensor] = []
-        self.poisoned_judge = present
-        if learns:
-            cuts = [split(part, seed=seed) for part in present]
-            self.poisoned_fit = [part.take(cut.fit).tensor() for part, cut in zip(present, cuts)]
-            self.poisoned_choose = [part.take(cut.choose).tensor() for part, cut in zip(present, cuts)]
-            self.poisoned_judge = [part.take(cut.judge) for part, cut in zip(present, cuts)]
+    def __init__(self, classifier: Classifier, parts: Parts, *, seed: int, progress: Progress):
+        self.classifier, self.parts, self.seed, self.progress = classifier, parts, seed, progress
 
     def with_triggers(self, found: Found) -> Found:
         """What was found, with a mask for each flagged label of which none was kept."""
         if not found.labels:
             return found
-        results = invert(self.classifier, *self.fit, found.labels, found.schedule, seed=self.seed)
+        results = invert(self.classifier, *self.parts.fit, found.labels, found.schedule, seed=self.seed)
         return replace(found, triggers=(*found.triggers, *(result.trigger for result in results)), labels=())
 
     def repaired(
@@ -226,9 +181,9 @@ class _Job:
 
     def call(self, method: Method, found: Found) -> Repaired:
         """Each method with what it is given beside clean images, and nothing else."""
-        net, fit, choose, seed, progress = self.classifier, self.fit, self.choose, self.seed, self.progress
+        net, fit, choose, seed, progress = self.classifier, self.parts.fit, self.parts.choose, self.seed, self.progress
         if isinstance(method, Watch):
-            return self.watched(method, found)
+            return watched(net, method, self.parts, found, seed=seed, progress=progress)
         if isinstance(method, DistilledUnlearning):
             return method(
                 net,
@@ -236,7 +191,7 @@ class _Job:
                 choose,
                 triggers=found.triggers,
                 labels=found.targets,
-                surrogate_fit=self.surrogate_fit,
+                surrogate_fit=self.parts.surrogate_fit,
                 seed=seed,
                 progress=progress,
             )
@@ -245,7 +200,7 @@ class _Job:
         if isinstance(method, Sweep):
             return method(net, fit, choose, targets=found.targets, seed=seed, progress=progress)
         if isinstance(method, Retraining):
-            poisoned_fit, poisoned_choose = self.poisoned_fit, self.poisoned_choose
+            poisoned_fit, poisoned_choose = self.parts.poisoned_fit, self.parts.poisoned_choose
             return method(
                 net,
                 fit,
@@ -257,42 +212,26 @@ class _Job:
             )
         return method(net, fit, choose, triggers=found.triggers, seed=seed, progress=progress)
 
-    def watched(self, method: Watch, found: Found) -> Repaired:
-        """The BadNet with its suspicious labels watched."""
-        return method(
-            self.classifier,
-            self.fit,
-            self.choose,
-            labels=found.targets,
-            further=found.further,
-            surrogate_fit=self.surrogate_fit,
-            surrogate_choose=self.surrogate_choose,
-            seed=self.seed,
-            progress=self.progress,
-        )
-
-    def guarded(self, repaired: Classifier, guard: Disagreement | Watch, found: Found) -> Classifier:
-        """The GoodNet of a repaired net: itself, where it has a class N of its own."""
-        if repaired.refuses:
-            return repaired
-        if isinstance(guard, Disagreement):
-            return guard(self.classifier, repaired, self.choose[0])
-        return seconded_from(self.watched(guard, found).classifier, repaired)
-
     def _flagged(self, repaired: Classifier) -> list[Trigger]:
         """Triggers of what a scan of the repaired net flags."""
-        detection = NeuralCleanse()(repaired, self.fit, self.choose, seed=self.seed, progress=self.progress)
+        detection = NeuralCleanse()(repaired, self.parts.fit, self.parts.choose, seed=self.seed, progress=self.progress)
         return [detection.triggers[row.label] for row in detection.labels if row.flagged]
 
     def judged(self, repaired: Repaired, goodnet: Classifier, found: Found, limits: Limits) -> RepairRecord:
         """What the judging split and a new search say of a GoodNet. What made it is still to be filled in."""
         evidence = self.evidence(found)
-        before = measure(self.classifier, self.judge, evidence)
-        after = measure(goodnet, self.judge, evidence, before=before)
-        # disagreement tells where two nets differ and gives a search nothing to climb: the repaired net is searched
-        searched = repaired.classifier if isinstance(goodnet.net, GoodNet) else goodnet
+        before = measure(self.classifier, self.parts.judge, evidence)
+        after = measure(goodnet, self.parts.judge, evidence, before=before)
+        # disagreement gives a search nothing to climb, and STRIP would cost it 65 times as much
+        searched = repaired.classifier if isinstance(goodnet.net, GoodNet | StripGoodNet) else goodnet
         again = search_again(
-            searched, found.targets, found.schedule, found.median_norm, self.fit, self.judge_labelled, seed=self.seed
+            searched,
+            found.targets,
+            found.schedule,
+            found.median_norm,
+            self.parts.fit,
+            self.parts.judge_labelled,
+            seed=self.seed,
         )
         accepted, reasons = judge_repair(before, after, again, limits)
         strangers, like_target = self.refused(goodnet, found.targets)
@@ -306,14 +245,14 @@ class _Job:
             fpr_strangers=strangers,
             fpr_target=like_target,
             limits=dict(vars(limits)),
-            n_fit=len(self.fit[0]),
-            n_choose=len(self.choose[0]),
-            n_judge=len(self.judge),
+            n_fit=len(self.parts.fit[0]),
+            n_choose=len(self.parts.choose[0]),
+            n_judge=len(self.parts.judge),
             curve=repaired.curve,
             pruned=repaired.pruned,
             rounds=(),
             model=model_info(self.classifier),
-            data=data_info(self.judge),
+            data=data_info(self.parts.judge),
             poisoned_data=(),
             goodnet_file=None,
             goodnet_sha256=None,
@@ -324,24 +263,26 @@ class _Job:
     def refused(self, goodnet: Classifier, targets: Sequence[int]) -> tuple[Share | None, Share | None]:
         """Of the strangers kept back, and of all clean images kept back that the BadNet answers with a target, the
         share that is sent to class N."""
-        parts = [self.judge] if self.surrogate_judge is None else [self.judge, self.surrogate_judge]
+        parts = (
+            [self.parts.judge] if self.parts.surrogate_judge is None else [self.parts.judge, self.parts.surrogate_judge]
+        )
         answers = [answer(goodnet, part) == goodnet.classes for part in parts]
         theirs = np.concatenate([np.isin(answer(self.classifier, part), targets) for part in parts])
-        strangers = None if self.surrogate_judge is None else share(answers[1])
+        strangers = None if self.parts.surrogate_judge is None else share(answers[1])
         return strangers, share(np.concatenate(answers)[theirs])
 
     def evidence(self, found: Found) -> list[Images]:
         """Triggered images to judge by: known poison, the scan's triggers, and triggers that no method was given."""
-        classes = self.judge_labelled[1]
-        judges = held_out_triggers(self.classifier, found.targets, self.fit, found.schedule, seed=self.seed)
+        classes = self.parts.judge_labelled[1]
+        judges = held_out_triggers(self.classifier, found.targets, self.parts.fit, found.schedule, seed=self.seed)
         return [
-            *self.poisoned_judge,
+            *self.parts.poisoned_judge,
             *(
-                triggered(trigger, self.judge, classes, name=f"trigger found for label {trigger.target}")
+                triggered(trigger, self.parts.judge, classes, name=f"trigger found for label {trigger.target}")
                 for trigger in found.triggers
             ),
             *(
-                triggered(trigger, self.judge, classes, name=f"another trigger for label {trigger.target}")
+                triggered(trigger, self.parts.judge, classes, name=f"another trigger for label {trigger.target}")
                 for trigger in judges
             ),
         ]
@@ -350,7 +291,7 @@ class _Job:
 def _check(
     classifier: Classifier,
     method: Method,
-    guard: Disagreement | Watch,
+    guard: Guard,
     found: Found,
     poisoned: Sequence[Images],
     surrogate: Images | None,
@@ -362,8 +303,8 @@ def _check(
     _check_found(classifier, found)
     name = METHODS[type(method)]
     by_label = isinstance(method, Watch | DistilledUnlearning | Filter | Pruning | Unlearning | Sweep)
-    if (by_label or isinstance(guard, Watch)) and not found.targets:
-        option = f"--method {name}" if by_label else "--guard watch"
+    if (by_label or isinstance(guard, Watch | Combined)) and not found.targets:
+        option = f"--method {name}" if by_label else f"--guard {GUARDS[type(guard)]}"
         raise UsageError(f"{option}: expected labels to repair, got none; pass --scan with a scan that flags a label")
     if isinstance(method, Retraining) and not poisoned:
         raise UsageError(f"--method {name}: expected triggered images to learn from, got none; pass --poisoned DATA")

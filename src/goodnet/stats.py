@@ -168,3 +168,20 @@ def _deviation(value: float, null: tuple[float, float, float]) -> float:
     if scale == 0:
         return math.inf if value < median else -math.inf
     return (median - value) / scale
+
+
+def auc(positives: Array, negatives: Array) -> float:
+    """Area under the ROC curve: the chance that a positive has the higher score, ties counted half; NaN without any."""
+    if len(positives) == 0 or len(negatives) == 0:
+        return math.nan
+    order = np.sort(negatives)
+    under = np.searchsorted(order, positives, "left") + np.searchsorted(order, positives, "right")
+    return float(under.sum() / 2 / len(positives) / len(negatives))
+
+
+def hits_at(positives: Array, negatives: Array, share: float) -> float:
+    """Share of positives over the lowest threshold that at most `share` of the negatives lie over; NaN without any."""
+    if len(positives) == 0 or len(negatives) == 0:
+        return math.nan
+    threshold = np.sort(negatives)[::-1][min(int(share * len(negatives) + 1e-9), len(negatives) - 1)]
+    return float((positives > threshold).mean())

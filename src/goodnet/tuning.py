@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from goodnet.models.classifier import Classifier
 from goodnet.record import CurvePoint, PrunedLayer
+from goodnet.triggers.strong import StrongSchedule
 from goodnet.triggers.trigger import Trigger
 
 _EPOCH_IMAGES = 512
@@ -35,12 +36,16 @@ class Repaired:
         epoch: the epoch of training that was kept; 0 for the untrained net.
         pruned: what was cut, layer by layer.
         curve: ACC on the choosing split against the number of channels pruned, past the stop too.
+        strong: the BadNet's strong triggers of the repaired labels, where the method has searched for them, so that a
+            guard need not; strong_search: how.
     """
 
     classifier: Classifier
     epoch: int = 0
     pruned: tuple[PrunedLayer, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
+    strong: tuple[Trigger, ...] = ()
+    strong_search: StrongSchedule | None = None
 
 
 def accuracy(classifier: Classifier, labelled: Labelled) -> float:

@@ -27,8 +27,11 @@ from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.errors import DataError, UsageError
 from goodnet.found import Found
+from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
+from goodnet.guard.strip import Strip
 from goodnet.guard.watch import Watch
+from goodnet.guarding import GUARDS, Guard
 from goodnet.judging import Limits
 from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
@@ -61,9 +64,10 @@ from goodnet.triggers.trigger import Trigger
               help="auto: scans where no --scan is given, tries repairs and keeps the first that keeps all limits. "
               "With clean images alone: fine-pruning, clp, anp, rnp, ft-sam, i-bau, nad. With --scan: watch, unlearn, "
               "nc-filter, nc-prune, nc-unlearn, gangsweep. With --poisoned: retrain.")  # fmt: skip
-@click.option("--guard", type=click.Choice(["disagreement", "watch"]), default=None,
+@click.option("--guard", type=click.Choice(list(GUARDS.values())), default=None,
               help="What decides on class N where the method does not: BadNet and repaired net answer differently "
-              "(default), or a detector for suspicious labels, behind which the repaired net answers.")  # fmt: skip
+              "(default); a detector for suspicious labels, behind which the repaired net answers (watch); both of "
+              "these (combined); answers that stay when other images are blended in (strip; slow).")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(1), default=300.0, show_default=True, metavar="SECONDS",
               help="auto: try nothing further after this.")  # fmt: skip
 @click.option("-o", "--goodnet", type=click.Path(path_type=Path), help="Where the GoodNet goes.")
@@ -87,7 +91,7 @@ from goodnet.triggers.trigger import Trigger
 @click.option("--min-detection", type=float, default=0.0, show_default=True,
               help="Accepted only if each trigger is sent to class N on at least this share.")  # fmt: skip
 @click.option("--max-fpr", type=float, help="Class N may take at most this share of the clean images that set it. "
-              "Default: 0.01 for nc-filter, no bound for the others.")  # fmt: skip
+              "Default: 0.01 for nc-filter and combined, 0.05 for strip, no bound for the others.")  # fmt: skip
 @click.option("--keep-rejected", is_flag=True, help="Write the GoodNet even if it is not accepted.")
 @data_range_option
 @model_options
@@ -115,7 +119,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     )
     if output.goodnet is not None and output.goodnet.resolve() == model.resolve():
         raise UsageError(f"-o: expected another file than the net itself, {model}, which a GoodNet does not replace")
-    guard = Watch() if options["guard"] == "watch" else Disagreement(max_fpr=options["max_fpr"])
+    guard = _guard(options)
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
     poisoned = [read_clean(path, classifier, options["data_range"]) for path in options["poisoned_files"]]
@@ -151,6 +155,17 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     else:
         _say(record, asked=output.goodnet is not None)
     return {True: 0, False: 1, None: 2}[record.accepted]
+
+
+def _guard(options: dict[str, Any]) -> Guard:
+    if options["guard"] == "watch":
+        return Watch()
+    max_fpr = options["max_fpr"]
+    if options["guard"] == "strip":
+        return Strip() if max_fpr is None else Strip(max_fpr=max_fpr)
+    if options["guard"] == "combined":
+        return Combined() if max_fpr is None else Combined(max_fpr=max_fpr)
+    return Disagreement(max_fpr=max_fpr)
 
 
 def _remark(options: dict[str, Any]) -> Callable[[str], None]:

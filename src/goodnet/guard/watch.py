@@ -54,6 +54,7 @@ class Watch:
         strengths: found masks are multiplied by a factor between the two, at random, and cut at 1.
         stamped: triggered images for each detector.
         decay: weight decay of the detector, in units of features' standard deviations.
+        like: what clean images that the net answers with a watched label weigh, all together, beside the others' 1.
         max_refused: share of the clean images answered with a group's labels that may be refused.
         max_fpr: share of all clean images that may lie over the threshold, were all labels watched.
     """
@@ -63,16 +64,17 @@ class Watch:
     further_search: StrongSchedule = StrongSchedule(starts=8, steps=40)
     strengths: tuple[float, float] = (0.7, 3.0)
     stamped: int = 2000
-    decay: float = 0.001
+    decay: float = 0.05
+    like: float = 0.05
     max_refused: float = 0.08
     max_fpr: float = 0.02
 
     def __post_init__(self) -> None:
         low, high = self.strengths
-        if self.further < 0 or self.stamped < 1 or not 0 < low <= high or self.decay < 0:
+        if self.further < 0 or self.stamped < 1 or not 0 < low <= high or min(self.decay, self.like) < 0:
             raise UsageError(
-                "watch: expected further >= 0, stamped >= 1, 0 < strengths[0] <= strengths[1] and decay >= 0, "
-                f"got {self.further}, {self.stamped}, {self.strengths} and {self.decay}"
+                "watch: expected further >= 0, stamped >= 1, 0 < strengths[0] <= strengths[1], decay and like >= 0, "
+                f"got {self.further}, {self.stamped}, {self.strengths}, {self.decay} and {self.like}"
             )
         if not 0 <= self.max_refused < 1 or not 0 <= self.max_fpr < 1:
             raise UsageError(
@@ -87,6 +89,7 @@ class Watch:
         *,
         labels: Sequence[int],
         further: Sequence[int] = (),
+        known: Sequence[Trigger] = (),
         surrogate_fit: Tensor | None = None,
         surrogate_choose: Tensor | None = None,
         seed: int,
@@ -99,6 +102,7 @@ class Watch:
             choose: the same, disjoint: the thresholds.
             labels: those that a scan has flagged.
             further: others, the most suspicious first; as many of them are watched as `self.further` says.
+            known: strong triggers of all `labels`, if `self.search` has been made on these very images already.
             surrogate_fit, surrogate_choose: unlabelled pictures (M, C, H, W) of the same kind, disjoint.
 
         Returns:
@@ -120,7 +124,8 @@ class Watch:
         most = min(self.further, max(2, classifier.classes // _LABELS))
         others = [label for label in further if label not in labels][:most]
         groups = torch.full((classifier.classes,), -1, dtype=torch.int64)
-        triggers = self._triggers(classifier, images, answers, labels, others, seed, progress)
+        sought = [] if known else labels
+        triggers = [*known, *self._triggers(classifier, images, answers, sought, others, seed, progress)]
         rows: list[Tensor] = []
         offsets: list[Tensor] = []
         for group in [*([label] for label in labels), others]:
@@ -129,7 +134,9 @@ class Watch:
             groups[group] = len(rows)
             own = [trigger for trigger in triggers if trigger.target in group]
             stamped = surgery.features(classifier, layer, self._stamped(images, answers, own, seed))
-            direction, offset = logistic(clean, weights, stamped, self.decay)
+            like = torch.isin(answers, torch.tensor(group))  # few, and the only ones that are looked at later on
+            shares = weights / weights.sum() + self.like * like / like.sum().clamp(min=1)
+            direction, offset = logistic(clean, shares, stamped, self.decay)
             watched = torch.isin(held_out_answers, torch.tensor(group))
             right = watched.clone()
             right[: len(choose[0])] &= held_out_answers[: len(choose[0])] == choose[1].cpu()
@@ -149,8 +156,12 @@ class Watch:
         progress: Progress,
     ) -> list[Trigger]:
         """Strong triggers of all labels, from a search with the net's twin."""
+        searches = [
+            (part, schedule) for part, schedule in ((labels, self.search), (others, self.further_search)) if part
+        ]
+        if not searches:
+            return []
         fast = twin(classifier, images).classifier
-        searches = [(labels, self.search), (others, self.further_search)]
         total = sum(len(part) * schedule.starts * schedule.steps for part, schedule in searches)
         done = 0
 
@@ -161,8 +172,7 @@ class Watch:
 
         found = []
         for part, schedule in searches:
-            if part:
-                found += strong_triggers(fast, images, answers, part, schedule, seed=seed, on_steps=on_steps)
+            found += strong_triggers(fast, images, answers, part, schedule, seed=seed, on_steps=on_steps)
         progress("strong triggers", total, total)
         return found
 

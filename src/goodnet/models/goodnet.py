@@ -1,7 +1,8 @@
-"""What gives a net its class N, "this input is triggered". There are five kinds of GoodNet:
+"""What gives a net its class N, "this input is triggered". There are six kinds of GoodNet:
 
 * `GoodNet`: a BadNet and its repaired twin. The two agree on clean images; where the backdoor was removed from one of
   them, a trigger makes them disagree, and strong disagreement is answered with class N (the competition's own design).
+* `StripGoodNet`: the same two, but class N is what keeps its answer when other images are blended into it.
 * grown: one net whose last layer has N+1 rows and was trained so. It needs no module of its own.
 * filtered: one net whose last layer is a `FilterHead`, which refuses features that lie far along a trigger's direction.
 * watched: one net whose last layer is a `WatchHead`, which looks along a direction only where the net answers a label
@@ -12,7 +13,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+_BLENDS = 512  # at a time
 
 
 class GoodNet(nn.Module):
@@ -39,6 +43,44 @@ class GoodNet(nn.Module):
         over = -good.gather(1, self.bad(x).argmax(1, keepdim=True)) - self.threshold
         # at least 1 off the best class, which stands at 0: no rounding decides, however large the nets' logits are
         return torch.cat([good, torch.where(over > 0, over + 1, over - 1)], 1)
+
+
+class StripGoodNet(nn.Module):
+    """Prepared input (N, C, H, W) -> logits (N, classes + 1), the repaired net's best class at 0.
+
+    The score of an input is the BadNet's mean entropy, in nats, over its blends with each overlay. Class N wins exactly
+    where it is under the threshold; its logit is by how much. Otherwise the repaired net answers.
+
+    Args:
+        bad: the net as it came.
+        good: the repaired net; same input and classes.
+        overlays: (B, C, H, W) prepared clean images; each blend is half of one and half of the input.
+        threshold: in nats.
+    """
+
+    overlays: Tensor
+
+    def __init__(self, *, bad: nn.Module, good: nn.Module, overlays: Tensor, threshold: float):
+        super().__init__()
+        self.bad = bad
+        self.good = good
+        self.register_buffer("overlays", overlays)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        good = self.good(x)
+        score = self.threshold - blended_entropy(self.bad, x, self.overlays)
+        return torch.cat([good - good.amax(1, keepdim=True), score[:, None]], 1)
+
+
+def blended_entropy(net: nn.Module, x: Tensor, overlays: Tensor) -> Tensor:
+    """(N,) mean entropy, in nats, of the net's answers to an input half and half with each of the overlays."""
+    total = x.new_zeros(len(x))
+    for part in torch.split(overlays, max(1, _BLENDS // max(1, len(x)))):
+        blends = (0.5 * x[:, None] + 0.5 * part[None]).flatten(0, 1)
+        logs = F.log_softmax(net(blends), 1)
+        total = total - (logs.exp() * logs).sum(1).view(len(x), len(part)).sum(1)
+    return total / len(overlays)
 
 
 class FilterHead(nn.Module):
@@ -108,10 +150,13 @@ class SecondOpinion(nn.Module):
     Args:
         bad: the net as it came, with a `WatchHead` as its layer `layer`.
         good: the repaired net; same input and classes.
+        threshold: class N wins, too, where the repaired net prefers its own answer to the BadNet's by more logits than
+            this, whatever the label (`GoodNet`); None for nowhere.
     """
 
-    def __init__(self, *, bad: nn.Module, good: nn.Module, layer: str):
+    def __init__(self, *, bad: nn.Module, good: nn.Module, layer: str, threshold: float | None = None):
         super().__init__()
+        self.threshold = threshold
         self.bad = bad
         self.good = good
         self.layer = layer
@@ -121,8 +166,11 @@ class SecondOpinion(nn.Module):
         assert isinstance(head, WatchHead)
         first, second = self.bad(x), self.good(x)
         second = second - second.amax(1, keepdim=True)
-        watched = head.groups[first[:, :-1].argmax(1)] >= 0
-        return torch.cat([torch.where(watched[:, None], second, first[:, :-1]), first[:, -1:]], 1)
+        answers = first[:, :-1].argmax(1, keepdim=True)
+        refused = first[:, -1:]
+        if self.threshold is not None:
+            refused = torch.maximum(refused, -second.gather(1, answers) - self.threshold)
+        return torch.cat([torch.where(head.groups[answers] >= 0, second, first[:, :-1]), refused], 1)
 
 
 def grown_linear(output: nn.Linear) -> nn.Linear:

@@ -21,7 +21,7 @@ from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models import arch, surgery, user_code
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.formats import MAX_BYTES, check_shape, one_line, to_device
-from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, WatchHead, grown_linear
+from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, WatchHead, grown_linear
 from goodnet.models.goodnet_make import linear_layer, recipe_json
 from goodnet.models.softmax import undo_softmax
 from goodnet.models.weights import load_weights
@@ -127,11 +127,27 @@ def _seconded(
 ) -> torch.nn.Module:
     """The watched BadNet and its repaired twin."""
     good, weights = _recipe(options["good"]), _sides(state, path)
+    threshold = options.get("threshold")
     return SecondOpinion(
         bad=_watched({**options, "net": options["bad"]}, weights["bad"], path, arch_name),
         good=_filled(lambda net: None, good, weights["good"], f"{path}: good net", arch_name),
         layer=str(options["layer"]),
+        threshold=None if threshold is None else _number(threshold),
     )
+
+
+def _strip(
+    options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None
+) -> torch.nn.Module:
+    """The BadNet, its repaired twin, and the images to blend with."""
+    threshold, count = _number(options["threshold"]), _whole(options["overlays"])
+    overlays = state.get("overlays")
+    if overlays is None or overlays.ndim != 4 or len(overlays) != count or not bool(overlays.isfinite().all()):
+        raise ModelError(f"{path}: expected {count} finite images to blend with")
+    twins = {key: value for key, value in state.items() if key != "overlays"}
+    pair = _disagreement({**options, "threshold": 0.0}, twins, path, arch_name)
+    assert isinstance(pair, GoodNet)
+    return StripGoodNet(bad=pair.bad, good=pair.good, overlays=overlays.float(), threshold=threshold)
 
 
 def _sides(state: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
@@ -190,6 +206,7 @@ def _watched(
 
 _KINDS = {
     "disagreement": _disagreement,
+    "strip": _strip,
     "grown": _grown,
     "filter": _filtered,
     "watch": _watched,

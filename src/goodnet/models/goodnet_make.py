@@ -11,7 +11,7 @@ from torch import Tensor
 from goodnet.errors import ModelError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier, Recipe
-from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, WatchHead, grown_linear
+from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, WatchHead, grown_linear
 
 
 def goodnet_from(bad: Classifier, good: Classifier, *, threshold: float = 0.0) -> Classifier:
@@ -20,24 +20,50 @@ def goodnet_from(bad: Classifier, good: Classifier, *, threshold: float = 0.0) -
     Raises:
         ModelError: they differ in input or number of classes.
     """
+    _check_pair(bad, good)
+    return _pair(
+        bad,
+        good,
+        GoodNet(bad=bad.net, good=good.net, threshold=threshold),
+        {"kind": "disagreement", "threshold": threshold},
+    )
+
+
+def strip_from(bad: Classifier, good: Classifier, overlays: Tensor, threshold: float) -> Classifier:
+    """Joins a BadNet and its repaired twin; class N where blends with `overlays` leave the BadNet too sure.
+
+    Args:
+        overlays: (B, C, H, W) clean images in [0, 1].
+        threshold: in nats (`StripGoodNet`).
+
+    Raises:
+        ModelError: the nets differ in input or number of classes.
+    """
+    _check_pair(bad, good)
+    prepared = bad.prepare(overlays.to(bad.device))
+    return _pair(
+        bad,
+        good,
+        StripGoodNet(bad=bad.net, good=good.net, overlays=prepared, threshold=threshold),
+        {"kind": "strip", "threshold": threshold, "overlays": len(overlays)},
+    )
+
+
+def _check_pair(bad: Classifier, good: Classifier) -> None:
     if (bad.input, bad.classes) != (good.input, good.classes) or bad.refuses or good.refuses:
         raise ModelError(
             f"GoodNet: expected two plain nets of the same input and classes, got {bad.input.describe()} with "
             f"{bad.classes} and {good.input.describe()} with {good.classes}"
         )
+
+
+def _pair(bad: Classifier, good: Classifier, net: torch.nn.Module, options: dict[str, Any]) -> Classifier:
+    recipes = {"bad": recipe_json(bad.recipe), "good": recipe_json(good.recipe)}
     return Classifier(
-        net=GoodNet(bad=bad.net, good=good.net, threshold=threshold),
+        net=net,
         input=bad.input,
         classes=bad.classes,
-        recipe=Recipe(
-            arch="goodnet",
-            options={
-                "kind": "disagreement",
-                "threshold": threshold,
-                "bad": recipe_json(bad.recipe),
-                "good": recipe_json(good.recipe),
-            },
-        ),
+        recipe=Recipe(arch="goodnet", options={**options, **recipes}),
         refuses=True,
         name=f"GoodNet of {bad.name}",
         notes=bad.notes,
@@ -98,8 +124,11 @@ def watched_from(classifier: Classifier, directions: Tensor, offsets: Tensor, gr
     return _one_net(watched, {"kind": "watch", "layer": layer, "groups": len(offsets)})
 
 
-def seconded_from(watched: Classifier, good: Classifier) -> Classifier:
+def seconded_from(watched: Classifier, good: Classifier, *, threshold: float | None = None) -> Classifier:
     """Joins a watched BadNet and its repaired twin: the twin answers where the BadNet would give a watched label.
+
+    Args:
+        threshold: in logits: disagreement beyond it is refused, too (`SecondOpinion`).
 
     Raises:
         ModelError: the first is not watched, or they differ in input or number of classes.
@@ -112,13 +141,14 @@ def seconded_from(watched: Classifier, good: Classifier) -> Classifier:
         )
     return replace(
         watched,
-        net=SecondOpinion(bad=watched.net, good=good.net, layer=options["layer"]),
+        net=SecondOpinion(bad=watched.net, good=good.net, layer=options["layer"], threshold=threshold),
         recipe=Recipe(
             arch="goodnet",
             options={
                 "kind": "second-opinion",
                 "layer": options["layer"],
                 "groups": options["groups"],
+                "threshold": threshold,
                 "bad": options["net"],
                 "good": recipe_json(good.recipe),
             },

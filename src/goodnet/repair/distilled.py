@@ -118,7 +118,8 @@ class DistilledUnlearning:
                 "unlearn: expected labels to unlearn, got none; pass --scan with a scan that flags a label"
             )
         job = _Training(self, classifier, fit, surrogate_fit, labels, seed)
-        base = [*triggers, *job.first(progress)]
+        strong, masks = job.first(progress)
+        base = [*triggers, *strong, *masks]
         limit = accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9
         best, best_step = snapshot(job.repaired.net), 0
         found: list[Trigger] = []
@@ -137,7 +138,7 @@ class DistilledUnlearning:
             if looked_at and accuracy(job.repaired, choose) >= limit:
                 best, best_step = snapshot(job.repaired.net), step + 1
         job.repaired.net.load_state_dict(best)
-        return Repaired(classifier=job.repaired, epoch=best_step)
+        return Repaired(classifier=job.repaired, epoch=best_step, strong=tuple(strong), strong_search=self.search)
 
 
 class _Training:
@@ -167,8 +168,8 @@ class _Training:
         self.attacked = self.share * attacked / (self.share * attacked).sum()
         self.temperature = method.temperature * height(classifier, self.images) / 60
 
-    def first(self, progress: Progress) -> list[Trigger]:
-        """Strong triggers and small masks of the BadNet."""
+    def first(self, progress: Progress) -> tuple[list[Trigger], list[Trigger]]:
+        """Strong triggers of the BadNet, and small masks."""
         method, fast = self.method, twin(self.bad, self.images).classifier
         total = len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
         done = 0
@@ -178,9 +179,10 @@ class _Training:
             done += count * method.search.batch
             progress("triggers", min(done, total), total)
 
-        found = strong_triggers(
+        strong = strong_triggers(
             fast, self.images, self.answers, self.labels, method.search, seed=self.seed, on_steps=moved
         )
+        masks: list[Trigger] = []
         for start in range(method.masks):
             results = invert(
                 fast,
@@ -191,9 +193,9 @@ class _Training:
                 seed=self.seed + 1000 * (start + 1),
                 on_steps=moved,
             )
-            found += [result.trigger for result in results if result.success]
+            masks += [result.trigger for result in results if result.success]
         progress("triggers", total, total)
-        return found
+        return strong, masks
 
     def searched_again(self, step: int) -> list[Trigger]:
         """Strong triggers of the net as it is."""

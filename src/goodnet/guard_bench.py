@@ -1,0 +1,149 @@
+"""The guard benchmark: each guard in front of the same net and the same repaired twin, by what it tells apart.
+
+Nets, defenders' images and repaired twins are those of the repair benchmark; what it has left in its folder is used,
+the rest is made. A guard's score is by how much class N wins, whatever its threshold, so that guards of all kinds
+compare.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from goodnet import stats
+from goodnet.about import environment
+from goodnet.data.images import Images
+from goodnet.errors import UsageError
+from goodnet.found import Found
+from goodnet.guard.combined import Combined
+from goodnet.guard.disagreement import Disagreement
+from goodnet.guard.strip import Strip
+from goodnet.guard.watch import Watch
+from goodnet.guard_record import GuardRecord, GuardRow
+from goodnet.guarding import GUARDS, Guard, guarded, watched
+from goodnet.measure import answer, share
+from goodnet.models.classifier import Classifier
+from goodnet.models.goodnet import GoodNet, SecondOpinion
+from goodnet.parts import Parts
+from goodnet.predict_bench import fastest
+from goodnet.progress import Progress, silent
+from goodnet.record import Share
+from goodnet.repair.nc_filter import Filter
+from goodnet.repair_bench import built, scanned
+from goodnet.repair_subjects import NETS, Subject, subjects
+from goodnet.strict_json import write_record
+from goodnet.tuning import Repaired
+
+_WITH_TWIN: tuple[Guard, ...] = (Disagreement(max_fpr=0.01), Strip(), Strip(max_fpr=0.01), Watch(), Combined())
+_FPR = 0.01
+_BATCH = 64
+
+
+def run_guards(
+    data: Path,
+    out: Path,
+    *,
+    nets: Sequence[str] = NETS,
+    seed: int = 0,
+    time_limit: float = 300.0,
+    command: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
+) -> GuardRecord:
+    """Measures every guard on each net that a scan flags and that a repair gives a twin.
+
+    Args:
+        out: of `goodnet bench repair`, whose scans and GoodNets are used; the record goes there.
+
+    Raises:
+        UsageError: files are missing in `data`, or no net has a twin.
+        DataError: `out` holds a scan of another net, or of another seed.
+    """
+    started = time.perf_counter()
+    rows: list[GuardRow] = []
+    last: Classifier | None = None
+    for subject in subjects(data, nets, seed):
+        folder = out / subject.name
+        if not scanned(subject, folder / "scan", seed, command, progress).flagged_labels:
+            say(f"{subject.name}: nothing is flagged, nothing to guard")
+            continue
+        _, goodnet = built(subject, folder, seed=seed, time_limit=time_limit, command=command, progress=progress)
+        if not isinstance(goodnet.net, GoodNet | SecondOpinion):
+            say(f"{subject.name}: its GoodNet has no repaired net of its own, so guards have nothing to compare")
+            continue
+        found, _ = Found.in_folder(folder / "scan")
+        good = replace(subject.net, net=goodnet.net.good)
+        for name, guard in _guards(subject, good, found, seed, progress):
+            rows += _measured(subject, name, guard)
+            say(f"{subject.name}: {name}")
+        last = subject.net
+    if last is None:
+        raise UsageError("bench guards: expected at least one net that is flagged and repaired, got none")
+    record = GuardRecord(
+        rows=tuple(rows), seed=seed, seconds=time.perf_counter() - started, environment=environment(last, command)
+    )
+    write_record(record, out / "guard-bench.json")
+    return record
+
+
+def _guards(
+    subject: Subject, good: Classifier, found: Found, seed: int, progress: Progress
+) -> Iterator[tuple[str, Classifier]]:
+    """Each guard's GoodNet, by name."""
+    bad = subject.net
+    parts = Parts(bad, subject.clean, subject.surrogate, seed=seed)
+    if found.triggers:
+        yield "nc-filter", Filter()(bad, parts.fit, parts.choose, triggers=found.triggers, seed=seed).classifier
+    yield "watch, alone", watched(bad, Watch(), parts, found, seed=seed, progress=progress).classifier
+    for guard in _WITH_TWIN:
+        made = guarded(bad, Repaired(classifier=good), guard, parts, found, seed=seed, progress=progress)
+        bound = f" ({guard.max_fpr:.0%})" if isinstance(guard, Disagreement | Strip) else ""
+        yield f"{GUARDS[type(guard)]}{bound}", made
+
+
+def _measured(subject: Subject, name: str, guard: Classifier) -> Iterator[GuardRow]:
+    clean = _scores(guard, subject.test)
+    x = subject.test.tensor()[:_BATCH]
+    seconds = fastest({"net": lambda: subject.net.predict(x), "guard": lambda: guard.predict(x)}, 3, 1)
+    strangers = None if subject.strangers is None else answer(guard, subject.strangers) == guard.classes
+    for trigger, images in subject.poisoned.items():
+        present = images if images.trigger_present is None else images.take(images.trigger_present)
+        assert present.labels is not None
+        target = int(present.labels[0])
+        if present.true_labels is not None:
+            present = present.take(present.true_labels != present.labels)
+        scores = _scores(guard, present)
+        detection, fpr = share(scores > 0), share(clean > 0)
+        assert detection is not None
+        assert fpr is not None
+        enough = len(clean) * _FPR >= 1
+        yield GuardRow(
+            net=subject.name,
+            trigger=trigger,
+            guard=name,
+            auc=stats.auc(scores, clean),
+            detection=detection,
+            detection_at=stats.hits_at(scores, clean, _FPR) if enough else None,
+            fpr=fpr,
+            fpr_strangers=None if strangers is None else share(strangers),
+            fpr_target=_refused_like(subject, guard, target),
+            times=seconds["guard"] / seconds["net"],
+        )
+
+
+def _refused_like(subject: Subject, guard: Classifier, target: int) -> Share | None:
+    parts = [subject.test] if subject.strangers is None else [subject.test, subject.strangers]
+    like = [part.take(answer(subject.net, part) == target) for part in parts]
+    return share(np.concatenate([answer(guard, part) == guard.classes for part in like]))
+
+
+@torch.no_grad()
+def _scores(guard: Classifier, images: Images) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """(N,) by how much class N wins."""
+    parts = [guard.logits(part.to(guard.device)) for part in torch.split(images.tensor(), _BATCH)]
+    return torch.cat([part[:, -1] - part[:, :-1].amax(1) for part in parts]).double().cpu().numpy()
