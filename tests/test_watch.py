@@ -99,6 +99,7 @@ def test_wrong_settings_and_nets() -> None:
         {"decay": -1.0},
         {"like": -0.1},
         {"max_refused": 1.0},
+        {"max_refused_further": -0.1},
         {"max_fpr": 1.0},
     ):
         with pytest.raises(UsageError, match="watch: expected"):

@@ -7,7 +7,8 @@ backdoor often has more, and a scan does not see them all). The detector is line
 sees: a logistic regression of clean images, and of strangers' where there are any, against the same with strong
 triggers on them (`goodnet.triggers.strong`) that are mutated: of all strengths from faint to opaque.
 Its threshold is set on clean images that it was not fitted on: low, for what is not answered with a watched label
-passes anyway, but so that at most a tenth of the clean images that *are* answered so is refused; they may be right.
+passes anyway, but so that at most a twelfth of the clean images that *are* answered so is refused (of labels that were
+not flagged, a fiftieth); they may be right.
 
 Cost: the search for triggers (54 starts of 60 steps for a flagged label: 5 to 10 seconds on two cores), and nothing an
 image later on: class N comes from one row more.
@@ -55,7 +56,8 @@ class Watch:
         stamped: triggered images for each detector.
         decay: weight decay of the detector, in units of features' standard deviations.
         like: what clean images that the net answers with a watched label weigh, all together, beside the others' 1.
-        max_refused: share of the clean images answered with a group's labels that may be refused.
+        max_refused: share of the clean images answered with a flagged label that may be refused.
+        max_refused_further: the same for the others together: nothing speaks against them but their order.
         max_fpr: share of all clean images that may lie over the threshold, were all labels watched.
     """
 
@@ -67,6 +69,7 @@ class Watch:
     decay: float = 0.05
     like: float = 0.05
     max_refused: float = 0.08
+    max_refused_further: float = 0.02
     max_fpr: float = 0.02
 
     def __post_init__(self) -> None:
@@ -76,9 +79,10 @@ class Watch:
                 "watch: expected further >= 0, stamped >= 1, 0 < strengths[0] <= strengths[1], decay and like >= 0, "
                 f"got {self.further}, {self.stamped}, {self.strengths}, {self.decay} and {self.like}"
             )
-        if not 0 <= self.max_refused < 1 or not 0 <= self.max_fpr < 1:
+        shares = (self.max_refused, self.max_refused_further, self.max_fpr)
+        if not all(0 <= share < 1 for share in shares):
             raise UsageError(
-                f"watch: expected max_refused and max_fpr from 0 to under 1, got {self.max_refused} and {self.max_fpr}"
+                f"watch: expected max_refused, max_refused_further and max_fpr from 0 to under 1, got {shares}"
             )
 
     def __call__(
@@ -142,7 +146,8 @@ class Watch:
             right[: len(choose[0])] &= held_out_answers[: len(choose[0])] == choose[1].cpu()
             right[len(choose[0]) :] = False
             rows.append(direction)
-            offsets.append(offset + self._threshold(held_out @ direction - offset, watched, right))
+            share = self.max_refused_further if group is others else self.max_refused
+            offsets.append(offset + self._threshold(held_out @ direction - offset, watched, right, share))
         return Repaired(classifier=watched_from(classifier, torch.stack(rows), torch.stack(offsets), groups))
 
     def _triggers(
@@ -187,17 +192,18 @@ class Watch:
             stamped.append(trigger.strengthened(float(random.uniform(*self.strengths))).apply(x[None]))
         return torch.cat(stamped)
 
-    def _threshold(self, scores: Tensor, watched: Tensor, right: Tensor) -> Tensor:
+    def _threshold(self, scores: Tensor, watched: Tensor, right: Tensor, share: float) -> Tensor:
         """Over the detector's own: 0 or less, but so high that few clean images of the watched labels are refused.
 
         Args:
             scores: (N,) of clean images that it was not fitted on.
             watched: (N,) answered with the group's labels; right: (N,) and rightly so.
+            share: of these that may be refused.
         """
         threshold = min(allowed_score(scores, self.max_fpr), 0.0)
         for like, enough in ((watched, _FEW), (right, _FEW_RIGHT)):
             if int(like.sum()) >= enough:
-                threshold = max(threshold, allowed_score(scores[like], self.max_refused))
+                threshold = max(threshold, allowed_score(scores[like], share))
         return torch.tensor(threshold)
 
 

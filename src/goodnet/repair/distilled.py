@@ -58,7 +58,9 @@ class DistilledUnlearning:
         clean_weight: of what clean images lose, against what triggered ones lose.
         covered: a trigger that covers this share of the image or more teaches only what the answer is not.
         max_strength: masks are multiplied by up to this, half of them by 1.
-        max_accuracy_drop: on the choosing split; the last state is kept that has not lost more.
+        max_accuracy_drop: the last state is kept that cannot be shown to have lost more on the choosing split: what
+            chance adds is allowed for, since an image more or less of thirty must not undo the repair. What judges
+            the repair has its own bound.
     """
 
     search: StrongSchedule = StrongSchedule()
@@ -120,7 +122,7 @@ class DistilledUnlearning:
         job = _Training(self, classifier, fit, surrogate_fit, labels, seed)
         strong, masks = job.first(progress)
         base = [*triggers, *strong, *masks]
-        limit = accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9
+        limit = accuracy(classifier, choose) - _by_chance(self.max_accuracy_drop, len(choose[0])) - 1e-9
         best, best_step = snapshot(job.repaired.net), 0
         found: list[Trigger] = []
         adam = torch.optim.Adam(job.repaired.net.parameters(), lr=self.learning_rate)
@@ -139,6 +141,11 @@ class DistilledUnlearning:
                 best, best_step = snapshot(job.repaired.net), step + 1
         job.repaired.net.load_state_dict(best)
         return Repaired(classifier=job.repaired, epoch=best_step, strong=tuple(strong), strong_search=self.search)
+
+
+def _by_chance(drop: float, images: int) -> float:
+    """The largest share that a drop of `drop` is likely to look like on so few images (two standard deviations)."""
+    return drop + 2 * math.sqrt(drop * (1 - drop) / images)
 
 
 class _Training:
