@@ -178,6 +178,7 @@ def hostile_parts() -> dict[str, Any]:
         "scan": scan(**bad, reasons=(HOSTILE,), tested=(HOSTILE,), not_tested=(HOSTILE,), method=method,
                      labels=(backdoor(2), label(1, status=HOSTILE))),
         "repair": repair(**bad, reasons=(HOSTILE,), method=method, before=net, after=net, goodnet_file=HOSTILE,
-                         goodnet_sha256=HOSTILE, limits={HOSTILE: HOSTILE}),
+                         goodnet_sha256=HOSTILE, limits={HOSTILE: HOSTILE}, guard=method,
+                         tried=(rec.Tried(name=HOSTILE, accepted=False, reasons=(HOSTILE,), acc=SHARE),)),
         "evaluate": evaluation(**bad, before_model=bad_model, before=net, poisoned=net.poisoned),
     }  # fmt: skip

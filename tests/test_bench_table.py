@@ -77,3 +77,24 @@ def test_markdown_has_a_table_a_net_with_as_many_cells_in_each_line() -> None:
         assert len({line.count("|") for line in block}) == 1
         assert set(block[1]) == {"|", "-"}
     assert "| suspect | 0, 7 | 0 | 200 |" in text
+
+
+def test_several_seeds_are_shown_by_their_mean_and_extremes() -> None:
+    def one(seed: int, asr: float, method: str, accepted: bool | None) -> BenchRow:
+        share = Share(value=asr, low=0.0, high=1.0, n=100)
+        return replace(ROW, asr=share, method=method, accepted=accepted, seed=seed, note="")
+
+    rows = (
+        one(0, 0.0, "auto: unlearn, watch", True),
+        one(1, 0.03, "auto: unlearn, watch", True),
+        one(2, 0.12, "auto: watch", False),
+        *(one(seed, 1.0, "none", None) for seed in range(3)),
+    )
+    text = bench_markdown(replace(RECORD, rows=rows))
+    first, second = (line for line in text.splitlines() if "auto:" in line or line.startswith("| none"))
+    assert first.startswith("| auto: unlearn, watch (2); auto: watch (1) | 2 of 3 | sunglasses → 0 |")
+    assert "| 5.0 (0.0 to 12.0) |" in first
+    assert second.startswith("| none | – |")
+    assert "| 100.0 (100.0 to 100.0) |" in second
+    assert "means over 3 seeds" in text
+    assert [row["seed"] for row in csv.DictReader(io.StringIO(bench_csv(replace(RECORD, rows=rows))))] == [*"012012"]

@@ -70,8 +70,9 @@ def test_a_scan_a_repair_and_a_row_for_each_thing_measured(tmp_path: Path, monke
     assert bench_csv(record).count("\n") == 1 + len(record.rows)
     again = run_repairs(tmp_path, tmp_path / "out", nets=["ours"])
     assert [(row.method, row.asr, row.acc) for row in again.rows] == [(r.method, r.asr, r.acc) for r in record.rows]
+    (tmp_path / "out" / "seed-0").rename(tmp_path / "out" / "seed-1")
     with pytest.raises(DataError, match="another seed"):
-        run_repairs(tmp_path, tmp_path / "out", nets=["ours"], seed=1)
+        run_repairs(tmp_path, tmp_path / "out", nets=["ours"], seeds=[1])
 
 
 def test_faces_that_only_judged_are_found_under_their_paint(tmp_path: Path) -> None:

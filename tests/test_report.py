@@ -318,3 +318,19 @@ def test_terminal_fits_80_columns_and_says_the_same() -> None:
     assert "The repair was accepted." in texts[2]
     assert "– [1]" in texts[2]
     assert "[1] This net has no class N" in texts[2]
+
+
+def test_what_auto_tried_and_whom_the_goodnet_refuses_are_on_the_page(tmp_path: Path) -> None:
+    tried = (
+        rec.Tried(name="unlearn, watch", accepted=False, reasons=("ACC falls",), acc=SHARE, asr=SHARE, seconds=9.4),
+        rec.Tried(name="watch", accepted=None, reasons=("not tried: no time was left",)),
+    )
+    guard = rec.MethodInfo(name="watch", passed={}, resolved={}, seed=0)
+    text = Reader(page(tmp_path, repair=repair(tried=tried, guard=guard, fpr_target=SHARE))).text
+    assert "fine_pruning, guard watch; judged on" in text
+    assert f"unlearn, watch: not accepted; ACC {SHARE.value:.1%}, worst ASR {SHARE.value:.1%}, 9 s ACC falls" in text
+    assert "watch: not tried: no time was left" in text
+    assert f"Refused of {SHARE.n} clean images that the net answers with a repaired label: {SHARE.value:.1%}." in text
+    plain = Reader(page(tmp_path, repair=repair())).text
+    assert "What was tried" not in plain
+    assert "Refused of" not in plain

@@ -25,6 +25,7 @@ class BenchRow:
         fpr_target: share refused of clean faces, known and strangers, that the net as it came answers with the target.
         seconds: the repair's, or the scan's in a row without method.
         note: what a reader has to know to read the row.
+        seed: of splits, scan and repair, where a benchmark has several.
     """
 
     net: str
@@ -42,6 +43,7 @@ class BenchRow:
     fpr_target: Share | None
     seconds: float
     note: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class BenchScan:
     flagged_labels: tuple[int, ...]
     targets: tuple[int, ...]
     seconds: float
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

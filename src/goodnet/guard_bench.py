@@ -34,7 +34,7 @@ from goodnet.predict_bench import fastest
 from goodnet.progress import Progress, silent
 from goodnet.record import Share
 from goodnet.repair.nc_filter import Filter
-from goodnet.repair_bench import built, scanned
+from goodnet.repair_bench import built, net_folder, scanned
 from goodnet.repair_subjects import NETS, Subject, subjects
 from goodnet.strict_json import write_record
 from goodnet.tuning import Repaired
@@ -68,7 +68,7 @@ def run_guards(
     rows: list[GuardRow] = []
     last: Classifier | None = None
     for subject in subjects(data, nets, seed):
-        folder = out / subject.name
+        folder = net_folder(out, seed, subject.name)
         if not scanned(subject, folder / "scan", seed, command, progress).flagged_labels:
             say(f"{subject.name}: nothing is flagged, nothing to guard")
             continue

@@ -44,13 +44,16 @@ def run_repairs(
     out: Path,
     *,
     nets: Sequence[str] = NETS,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     time_limit: float = 300.0,
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
 ) -> BenchRecord:
     """Scans and repairs each net and leaves the records in `out`; what is there already is not made again.
+
+    Args:
+        seeds: each decides on splits, scan and repair, and has a folder of its own.
 
     Raises:
         UsageError: files are missing in `data`.
@@ -61,8 +64,9 @@ def run_repairs(
     scans: list[BenchScan] = []
     used: list[Images] = []
     last: Classifier | None = None
-    for subject in subjects(data, nets, seed):
-        found_by = scanned(subject, out / subject.name / "scan", seed, command, _named(progress, subject.name))
+    for seed, subject in ((one, subject) for one in seeds for subject in subjects(data, nets, one)):
+        folder = net_folder(out, seed, subject.name)
+        found_by = scanned(subject, folder / "scan", seed, command, _named(progress, subject.name))
         scans.append(
             BenchScan(
                 net=subject.name,
@@ -70,17 +74,20 @@ def run_repairs(
                 flagged_labels=found_by.flagged_labels,
                 targets=subject.true_targets,
                 seconds=found_by.seconds,
+                seed=seed,
             )
         )
-        say(f"{subject.name}: {found_by.verdict} {list(found_by.flagged_labels)}, {found_by.seconds:.0f} s")
+        say(
+            f"{subject.name}, seed {seed}: {found_by.verdict} {list(found_by.flagged_labels)}, {found_by.seconds:.0f} s"
+        )
         rows += _measured(subject, subject.net, "none", None, found_by.seconds, seed)
         if found_by.flagged_labels:
-            rows += _repaired(subject, out / subject.name, seed, time_limit, command, progress)
-            say(f"{subject.name}: {rows[-1].method}, {rows[-1].seconds:.0f} s")
+            rows += _repaired(subject, folder, seed, time_limit, command, progress)
+            say(f"{subject.name}, seed {seed}: {rows[-1].method}, {rows[-1].seconds:.0f} s")
         used += [subject.clean, subject.test]
         last = subject.net
     if last is None:
-        raise UsageError("bench repair: expected at least one net, got none")
+        raise UsageError("bench repair: expected at least one net and one seed, got none")
     record = BenchRecord(
         name="repair",
         rows=tuple(rows),
@@ -92,6 +99,11 @@ def run_repairs(
     )
     write_record(record, out / "repair-bench.json")
     return record
+
+
+def net_folder(out: Path, seed: int, net: str) -> Path:
+    """Where the scan and the repairs of a net go."""
+    return out / f"seed-{seed}" / net
 
 
 def _repaired(
@@ -175,6 +187,7 @@ def _measured(
                 fpr_target=_refused_like(subject, net, figures.target),
                 seconds=seconds,
                 note=note,
+                seed=seed,
             )
 
 

@@ -87,10 +87,11 @@ def csaw_command(
               help="Only this one; may be repeated.")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(1), default=300.0, show_default=True, metavar="SECONDS",
               help="For each repair.")  # fmt: skip
-@click.option("--seed", type=seed_type, metavar="NUMBER", default="0", show_default=True)
+@click.option("--seeds", type=whole_numbers, metavar="NUMBERS", default="0", show_default=True,
+              help="Of splits, scans and repairs; with several, means and extremes are shown.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
 def repair_command(
-    data: Path | None, out: Path, nets: tuple[str, ...], time_limit: float, seed: int, as_json: bool
+    data: Path | None, out: Path, nets: tuple[str, ...], time_limit: float, seeds: tuple[int, ...], as_json: bool
 ) -> int:
     """Scans and repairs eight nets with the defaults, and measures the GoodNets.
 
@@ -108,7 +109,7 @@ def repair_command(
             folder,
             out,
             nets=[name for name in REPAIR_NETS if not nets or name in nets],
-            seed=seed,
+            seeds=seeds,
             time_limit=time_limit,
             command=command_line(),
             say=say,

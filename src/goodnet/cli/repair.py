@@ -36,8 +36,9 @@ from goodnet.judging import Limits
 from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress
-from goodnet.record import RepairRecord, Tried
+from goodnet.record import RepairRecord
 from goodnet.repairing import METHODS, Method, repair
+from goodnet.report import words
 from goodnet.report.figures import visible
 from goodnet.report.terminal import repair_table
 from goodnet.scan import scan
@@ -306,27 +307,14 @@ def _method(options: dict[str, Any]) -> Method:
     return method
 
 
-def _ended(row: Tried) -> str:
-    """`accepted; ACC 96.6%, worst ASR 0.0%, 156 s`, or why it was not judged."""
-    if row.accepted is None and row.acc is None:
-        return "; ".join(row.reasons)
-    word = {True: "accepted", False: "not accepted", None: "not judged"}[row.accepted]
-    figures = [f"{name} {value.value:.1%}" for name, value in (("ACC", row.acc), ("worst ASR", row.asr)) if value]
-    return f"{word}; {', '.join([*figures, f'{row.seconds:.0f} s'])}"
-
-
 def _say(record: RepairRecord, *, asked: bool) -> None:
     print_table(repair_table(record))
     verdict = {True: "Accepted", False: "Not accepted", None: "Not judged"}[record.accepted]
     print_text(f"{verdict}: {'; '.join(record.reasons)}.")
     for row in record.tried:
-        print_text(f"- tried {row.name}: {_ended(row)}")
-    for refused, who in (
-        (record.fpr_strangers, "surrogate images that were kept back"),
-        (record.fpr_target, "clean images that the net answers with a repaired label"),
-    ):
-        if refused is not None:
-            print_text(f"Refused of {refused.n} {who}: {refused.value:.1%}.")
+        print_text(f"- tried {row.name}: {words.tried(row)}")
+    for line in words.refused(record):
+        print_text(line)
     if record.goodnet_file is not None:
         click.echo(f"GoodNet: {visible(record.goodnet_file)}")
     elif asked:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from goodnet.bench_record import BenchRecord, BenchRow, BenchScan
@@ -27,30 +29,39 @@ def bench_csv(record: BenchRecord) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = [f"{name}{end}" for name in _SHARES for end in ("", "_low", "_high", "_n")]
-    writer.writerow(["net", "method", "trigger", "target", "accepted", *ends, "ra_ceiling", "seconds", "note"])
+    writer.writerow(["net", "method", "trigger", "target", "accepted", *ends, "ra_ceiling", "seconds", "note", "seed"])
     for row in record.rows:
         cells: list[object] = [row.net, row.method, row.trigger, row.target, row.accepted]
         for name in _SHARES:
             value: Share | None = getattr(row, name)
             cells += [None] * 4 if value is None else [value.value, value.low, value.high, value.n]
         writer.writerow(
-            ["" if cell is None else cell for cell in (*cells, row.ra_ceiling, round(row.seconds, 2), row.note)]
+            [
+                "" if cell is None else cell
+                for cell in (*cells, row.ra_ceiling, round(row.seconds, 2), row.note, row.seed)
+            ]
         )
     return text.getvalue()
 
 
 def bench_markdown(record: BenchRecord) -> str:
-    """Tables: what the scans said, every row with 95 % intervals, and what others published."""
+    """Tables: what the scans said, every row with 95 % intervals, and what others published.
+
+    Of several seeds, means and extremes instead of rows.
+    """
+    seeds = len({row.seed for row in record.rows})
+    table = _rows if seeds == 1 else _spread
     parts = [f"# {record.name}", "", _scans(record.scans), ""]
     for net in dict.fromkeys(row.net for row in record.rows):
-        parts += [f"## {net}", "", _rows([row for row in record.rows if row.net == net]), ""]
+        parts += [f"## {net}", "", table([row for row in record.rows if row.net == net]), ""]
         published = [row for row in record.published if row.net == net]
         if published:
             parts += ["Published by others, on the competition's whole data (ACC / ASR, percent):", ""]
             parts += [f"* {row.who}: {row.acc:g} / {row.asr:g}" for row in published] + [""]
     environment = record.environment
+    meaning = "with 95 % Wilson intervals" if seeds == 1 else f"means over {seeds} seeds, and the least and the most"
     parts.append(
-        "Shares in percent with 95 % Wilson intervals. RA of a number: the clean net's on the same images. FPR like "
+        f"Shares in percent, {meaning}. RA of a number: the clean net's on the same images. FPR like "
         "target: of clean faces that the net as it came answers with the target. Seconds: of the repair, in the first "
         f"row of the scan. Took {figures.duration(record.seconds)} on {environment.threads} threads, torch "
         f"{environment.torch}, goodnet {environment.goodnet}.\n"
@@ -62,9 +73,19 @@ def _scans(scans: Sequence[BenchScan]) -> str:
     def labels(values: Sequence[int]) -> str:
         return ", ".join(map(str, values)) or "none"
 
+    several = len({s.seed for s in scans}) > 1
     return markdown_table(
         ("net", "verdict", "flagged", "true targets", "seconds"),
-        [(s.net, s.verdict, labels(s.flagged_labels), labels(s.targets), f"{s.seconds:.0f}") for s in scans],
+        [
+            (
+                f"{s.net}, seed {s.seed}" if several else s.net,
+                s.verdict,
+                labels(s.flagged_labels),
+                labels(s.targets),
+                f"{s.seconds:.0f}",
+            )
+            for s in scans
+        ],
     )
 
 
@@ -89,6 +110,37 @@ def _rows(rows: Sequence[BenchRow]) -> str:
             )
         )
     return "\n".join([markdown_table(head, body), *(f"\n[{turn}] {note}" for turn, note in enumerate(notes, start=1))])
+
+
+def _spread(rows: Sequence[BenchRow]) -> str:
+    """A row for all seeds of a method on a trigger: `95.2 (94.0 to 96.0)`."""
+    groups: dict[tuple[str, str, str], list[BenchRow]] = {}
+    for row in rows:  # auto may choose another method with another seed
+        groups.setdefault((row.method.split(":")[0], row.trigger, row.note), []).append(row)
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    body = []
+    for (_, trigger, note), group in groups.items():
+        methods = Counter(row.method for row in group)
+        name = "; ".join(f"{name} ({n})" if len(methods) > 1 else name for name, n in methods.items())
+        judged = [row.accepted for row in group if row.accepted is not None]
+        body.append(
+            (
+                name + (f" [{notes.index(note) + 1}]" if note else ""),
+                f"{sum(judged)} of {len(judged)}" if judged else DASH,
+                trigger if group[0].target is None else f"{trigger} → {group[0].target}",
+                *(_mean([getattr(row, share) for row in group]) for share in _SHARES),
+                f"{statistics.mean(row.seconds for row in group):.0f}",
+            )
+        )
+    head = ("method", "accepted", "trigger", *_SHARES.values(), "s")
+    return "\n".join([markdown_table(head, body), *(f"\n[{turn}] {note}" for turn, note in enumerate(notes, start=1))])
+
+
+def _mean(shares: Sequence[Share | None]) -> str:
+    known = [100 * share.value for share in shares if share is not None]
+    if not known:
+        return DASH
+    return f"{statistics.mean(known):.1f} ({min(known):.1f} to {max(known):.1f})"
 
 
 def share_text(value: Share | None) -> str:

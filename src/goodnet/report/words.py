@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from goodnet.record import ALL_LAYERS, AllToAll, Environment, LabelResult, RepairRecord, ScanRecord
+from goodnet.record import ALL_LAYERS, AllToAll, Environment, LabelResult, RepairRecord, ScanRecord, Tried
 from goodnet.report import figures
 
 STATUSES = ("searched", "screened", "failed", "skipped")
@@ -20,7 +20,6 @@ STATUS_MEANING = {
     "failed": "no mask reached the demanded ASR",
     "skipped": "not looked at",
 }
-REPAIR_METHOD = "fine-pruning"
 _LED = 12
 _INPUT_OPTIONS = ("--arch", "--classes", "--input-range", "--mean", "--std", "--input-shape", "--data-range")
 
@@ -139,7 +138,7 @@ def next_steps(record: ScanRecord, folder: Path, repair: RepairRecord | None = N
         return [
             Step(text="Do not use the net as it is. Repair it, with what this scan found:",
                  command=_lines(["goodnet", "repair", model, "--clean", clean, "--scan", _path(str(folder)), *inputs,
-                                "--method", REPAIR_METHOD, "-o", fixed])),
+                                "-o", fixed])),
             Step(text="Then measure the repaired net on labelled images that neither scan nor repair has seen:",
                  command=_lines(["goodnet", "evaluate", fixed, "--clean", "TEST_IMAGES"])),
         ]  # fmt: skip
@@ -170,6 +169,24 @@ def repair_outcome(record: RepairRecord) -> Outcome:
     if record.accepted:
         return Outcome(tone="clean", text="The repair was accepted.")
     return Outcome(tone="suspect", text="The repair was not accepted.")
+
+
+def tried(row: Tried) -> str:
+    """How one of the repairs that `--method auto` has tried ended: `accepted; ACC 96.6%, worst ASR 0.0%, 156 s`."""
+    if row.accepted is None and row.acc is None:
+        return "; ".join(row.reasons)
+    word = {True: "accepted", False: "not accepted", None: "not judged"}[row.accepted]
+    shares = [f"{name} {value.value:.1%}" for name, value in (("ACC", row.acc), ("worst ASR", row.asr)) if value]
+    return f"{word}; {', '.join([*shares, f'{row.seconds:.0f} s'])}"
+
+
+def refused(record: RepairRecord) -> list[str]:
+    """What a repair costs innocent images beyond ACC, a sentence each."""
+    shares = (
+        (record.fpr_strangers, "surrogate images that were kept back"),
+        (record.fpr_target, "clean images that the net answers with a repaired label"),
+    )
+    return [f"Refused of {share.n:,} {who}: {share.value:.1%}." for share, who in shares if share is not None]
 
 
 def curve_caption(record: RepairRecord) -> str:
