@@ -7,9 +7,9 @@ moved most: e = rho T^2 g / |T g| (Foret et al. 2021 with Kwon et al. 2021's sca
 Cost: two passes forwards and backwards for each step. Blind spots: clean images alone steer it; with a hundred
 images of 1283 people, cross entropy forgets those who are not among them before the backdoor goes.
 
-Deviations: (1) SGD with momentum 0.9 and weight decay 1e-4 as in the authors' code, but the rate is 0.002 and not 0.01,
-constant and not by cosine. (2) No augmentation. (3) Batch norm stays in eval mode. (4) The last epoch is kept whose ACC
-on the choosing split is within the limit; the paper keeps the last.
+As in the authors' code: SGD at 0.01 with momentum 0.9 and weight decay 1e-4, 100 epochs.
+Deviations: (1) The rate is constant, not by cosine. (2) No augmentation. (3) Batch norm stays in eval mode. (4) The last
+epoch is kept whose ACC on the choosing split is within the limit; the paper keeps the last. (5) One rho for all data.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SharpnessAware:
 
     max_accuracy_drop: float = 0.05
     rho: float = 2.0
-    epochs: int = 40
-    learning_rate: float = 2e-3
+    epochs: int = 100
+    learning_rate: float = 0.01
     momentum: float = 0.9
     decay: float = 1e-4
     batch: int = 64
