@@ -10,7 +10,6 @@ import numpy as np
 
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.data.images import Images
-from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import DataError, UsageError
 from goodnet.found import Found
 from goodnet.guard.combined import Combined
@@ -39,6 +38,7 @@ from goodnet.repair.nc_prune import Pruning
 from goodnet.repair.retrain import Retraining
 from goodnet.repair.rnp import ReconstructivePruning
 from goodnet.repair.unlearning import Unlearning
+from goodnet.staged import Staged
 from goodnet.triggers.inversion import invert
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Repaired
@@ -214,8 +214,10 @@ class _Job:
 
     def _flagged(self, repaired: Classifier) -> list[Trigger]:
         """Triggers of what a scan of the repaired net flags."""
-        detection = NeuralCleanse()(repaired, self.parts.fit, self.parts.choose, seed=self.seed, progress=self.progress)
-        return [detection.triggers[row.label] for row in detection.labels if row.flagged]
+        detection = Staged()(repaired, self.parts.fit, self.parts.choose, seed=self.seed, progress=self.progress)
+        return [
+            detection.triggers[row.label] for row in detection.labels if row.flagged and row.label in detection.triggers
+        ]
 
     def judged(self, repaired: Repaired, goodnet: Classifier, found: Found, limits: Limits) -> RepairRecord:
         """What the judging split and a new search say of a GoodNet. What made it is still to be filled in."""

@@ -8,8 +8,9 @@ Cost: two passes forwards and backwards for each step. Blind spots: clean images
 images of 1283 people, cross entropy forgets those who are not among them before the backdoor goes.
 
 As in the authors' code: SGD at 0.01 with momentum 0.9 and weight decay 1e-4, 100 epochs.
-Deviations: (1) The rate is constant, not by cosine. (2) No augmentation. (3) Batch norm stays in eval mode. (4) The last
-epoch is kept whose ACC on the choosing split is within the limit; the paper keeps the last. (5) One rho for all data.
+Deviations: (1) The rate is constant, not by cosine. (2) No augmentation. (3) Batch norm stays in eval mode. (4) The
+last epoch is kept whose ACC on the choosing split is within the limit; the paper keeps the last. (5) One rho for all
+data.
 """
 
 from __future__ import annotations
