@@ -77,6 +77,81 @@ OWN: dict[str, dict[str, Any]] = {
     "cnn": {"classes": 7, "channels": 3, "height": 32, "width": 32},
     "mlp": {"classes": 7, "hidden": [5, 6], "channels": 3, "height": 8, "width": 8},
 }
+LARGE: dict[str, dict[str, Any]] = {
+    "resnet-18": {"classes": 7, "kernel": 3},
+    "resnet-34": {"classes": 3, "channels": 1, "kernel": 3},
+    "resnet-50": {"classes": 7},
+    "preact-resnet-18": {"classes": 7},
+    "vgg-16": {"classes": 7, "hidden": 16},
+    "vgg-16-bn": {"classes": 7, "hidden": 16, "channels": 1},
+    "mobilenet-v2": {"classes": 7},
+    "vit": {"classes": 7, "height": 32, "width": 32, "patch": 8, "features": 64, "heads": 1, "depth": 2, "mlp": 96},
+}
+# of 1000 classes, as torchvision, timm (vit) and the ports for CIFAR-10 (10 classes) state them
+PUBLISHED = {
+    "resnet-18": 11_689_512,
+    "resnet-34": 21_797_672,
+    "resnet-50": 25_557_032,
+    "vgg-16": 138_357_544,
+    "vgg-16-bn": 138_365_992,
+    "mobilenet-v2": 3_504_872,
+    "vit": 5_717_416,
+    "preact-resnet-18": 11_171_146,
+}
+KEYS = {
+    "resnet-18": {"conv1.weight": (64, 3, 7, 7), "layer2.0.downsample.0.weight": (128, 64, 1, 1)},
+    "resnet-34": {"layer3.5.bn2.running_var": (256,), "layer4.2.conv1.weight": (512, 512, 3, 3)},
+    "resnet-50": {"layer1.0.downsample.1.bias": (256,), "layer4.2.conv3.weight": (2048, 512, 1, 1)},
+    "vgg-16": {"features.28.weight": (512, 512, 3, 3), "classifier.0.weight": (4096, 25088)},
+    "vgg-16-bn": {"features.41.running_mean": (512,), "features.40.bias": (512,)},
+    "mobilenet-v2": {"features.1.conv.1.weight": (16, 32, 1, 1), "features.17.conv.2.weight": (320, 960, 1, 1),
+                     "features.18.0.weight": (1280, 320, 1, 1), "features.2.conv.1.0.weight": (96, 1, 3, 3)},
+    "vit": {"pos_embed": (1, 197, 192), "blocks.11.attn.qkv.weight": (576, 192), "norm.weight": (192,)},
+    "preact-resnet-18": {"layer2.0.shortcut.0.weight": (128, 64, 1, 1), "linear.weight": (10, 512)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", PUBLISHED)
+def test_nets_are_of_the_published_size_and_have_the_published_keys(arch: str) -> None:
+    with torch.device("meta"):
+        net = ARCHITECTURES[arch].net(classes=10 if arch == "preact-resnet-18" else 1000)
+    assert sum(parameter.numel() for parameter in net.parameters()) == PUBLISHED[arch]
+    state = net.state_dict()
+    assert {key: tuple(state[key].shape) for key in KEYS[arch]} == KEYS[arch]
+    assert ARCHITECTURES[arch].options_from_state(state)["classes"] in (10, 1000)
+
+
+def test_a_vision_transformer_against_its_equations() -> None:
+    """Attention by hand, head by head and token by token."""
+    options = {"height": 8, "width": 8, "patch": 4, "features": 6, "heads": 2, "depth": 1, "mlp": 5}
+    net, state = _state("vit", classes=3, **options)
+    with torch.no_grad():
+        for value in state.values():
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())) / 3)
+    x = torch.rand(1, 3, 8, 8)
+
+    def norm(tokens: torch.Tensor, name: str) -> torch.Tensor:
+        centred = tokens - tokens.mean(1, keepdim=True)
+        return (
+            centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt() * state[f"{name}.weight"]
+            + state[f"{name}.bias"]
+        )
+
+    def linear(tokens: torch.Tensor, name: str) -> torch.Tensor:
+        return tokens @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    patches = [x[0, :, i : i + 4, j : j + 4] for i in (0, 4) for j in (0, 4)]
+    kernel = state["patch_embed.proj.weight"]
+    rows = [(kernel * patch).sum((1, 2, 3)) + state["patch_embed.proj.bias"] for patch in patches]
+    tokens = torch.stack([state["cls_token"][0, 0], *rows]) + state["pos_embed"][0]
+    q, k, v = linear(norm(tokens, "blocks.0.norm1"), "blocks.0.attn.qkv").split(6, 1)
+    heads = [slice(0, 3), slice(3, 6)]
+    mixed = torch.cat([(q[:, h] @ k[:, h].T / 3**0.5).softmax(1) @ v[:, h] for h in heads], 1)
+    tokens = tokens + linear(mixed, "blocks.0.attn.proj")
+    hidden = linear(norm(tokens, "blocks.0.norm2"), "blocks.0.mlp.fc1")
+    tokens = tokens + linear(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2, "blocks.0.mlp.fc2")
+    expected = linear(norm(tokens, "norm"), "head")[:1]
+    torch.testing.assert_close(net(x), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("arch", list(OWN))
@@ -96,6 +171,25 @@ def test_options_are_read_off_the_weights(arch: str, form: str, tmp_path: Path) 
     with torch.no_grad():
         torch.testing.assert_close(classifier.logits(x), net(x), atol=1e-5, rtol=1e-4)
     assert classifier.recipe.arch == arch
+
+
+@pytest.mark.parametrize("arch", LARGE)
+def test_large_nets_at_the_size_that_the_user_states(arch: str, tmp_path: Path) -> None:
+    net, state = _state(arch, **LARGE[arch])
+    path = tmp_path / "net.safetensors"
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    assert matching(state) == (arch,)
+    shape = (LARGE[arch].get("channels", 3), 32, 32)
+    classifier = load_classifier(path, arch=arch, input_shape=shape)
+    assert classifier.input.shape == shape
+    x = torch.rand(2, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.logits(x), net(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_first_convolution_of_side_3_is_for_small_images() -> None:
+    assert ARCHITECTURES["resnet-18"].input_shape({"kernel": 3}) == (3, 32, 32)
+    assert ARCHITECTURES["resnet-18"].input_shape({"kernel": 7}) == (3, 224, 224)
 
 
 def test_nesting_prefixes_and_pruning_masks(tmp_path: Path) -> None:

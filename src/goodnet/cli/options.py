@@ -97,7 +97,7 @@ def model_options(command: _F) -> _F:
     """Adds the options that `ModelOptions` holds; the command gets them as `model_options`."""
     decorators = [
         click.option("--arch", metavar="NAME|FILE.py:CALLABLE", help="Architecture, where the file holds weights "
-                     "alone: deepid, small-vgg, wrn-16-1, cnn, mlp, or your own code."),
+                     "alone: deepid, resnet-18, vgg-16, wrn-16-1, vit ... (README lists them), or your own code."),
         click.option("--classes", type=int, help="Number of classes, for your own code."),
         click.option("--input-range", type=click.Choice(["0..1", "0..255"]), default="0..1", show_default=True,
                      help="What the net expects."),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from goodnet.errors import ModelError, UnsafeFileError, UsageError
-from goodnet.models.arch import cnn, deepid, graph, mlp, small_vgg, wrn
+from goodnet.models.arch import cnn, deepid, graph, mlp, mobilenet_v2, resnet, small_vgg, vgg16, vit, wrn
 from goodnet.models.classifier import Recipe
 from goodnet.models.softmax import undo_softmax
 
@@ -38,6 +38,8 @@ class Architecture:
     def input_shape(self, options: Mapping[str, Any]) -> tuple[int, int, int]:
         """(C, H, W) of the net with `options`."""
         channels, height, width = self.shape
+        if options.get("kernel") == 3:  # a first convolution for images of CIFAR-10's size
+            height, width = 32, 32
         return (options.get("channels", channels), options.get("height", height), options.get("width", width))
 
 
@@ -69,6 +71,43 @@ for _depth, _widen in ((16, 1), (16, 2), (28, 10), (40, 1), (40, 2)):
         options=frozenset({"classes", "channels"}),
         shape=(3, 32, 32),
     )
+_RESNETS: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], tuple[int, ...]]] = {
+    "resnet-18": (resnet.BasicBlock, (2, 2, 2, 2)),
+    "resnet-34": (resnet.BasicBlock, (3, 4, 6, 3)),
+    "resnet-50": (resnet.Bottleneck, (3, 4, 6, 3)),
+}
+for _name, (_block, _blocks) in _RESNETS.items():
+    ARCHITECTURES[_name] = Architecture(
+        net=partial(resnet.ResNet, block=_block, blocks=_blocks),
+        options_from_state=resnet.options_from_state,
+        options=frozenset({"classes", "channels", "kernel"}),
+        shape=(3, 224, 224),
+    )
+ARCHITECTURES["preact-resnet-18"] = Architecture(
+    net=resnet.PreActResNet,
+    options_from_state=resnet.preact_options_from_state,
+    options=frozenset({"classes", "channels"}),
+    shape=(3, 32, 32),
+)
+for _name, _batch_norm in (("vgg-16", False), ("vgg-16-bn", True)):
+    ARCHITECTURES[_name] = Architecture(
+        net=partial(vgg16.VGG16, batch_norm=_batch_norm),
+        options_from_state=vgg16.options_from_state,
+        options=frozenset({"classes", "channels", "hidden"}),
+        shape=(3, 224, 224),
+    )
+ARCHITECTURES["mobilenet-v2"] = Architecture(
+    net=mobilenet_v2.MobileNetV2,
+    options_from_state=mobilenet_v2.options_from_state,
+    options=frozenset({"classes", "channels"}),
+    shape=(3, 224, 224),
+)
+ARCHITECTURES["vit"] = Architecture(
+    net=vit.VisionTransformer,
+    options_from_state=vit.options_from_state,
+    options=_SIZED | {"patch", "features", "heads", "depth", "mlp"},
+    shape=(3, 224, 224),
+)
 GRAPH = "keras-graph"
 NOTES = {"cnn": "the published cnn ends in softmax; it is left out here, so that the net gives logits"}
 
