@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from goodnet.errors import ModelError, UsageError
-from goodnet.models import keras_load, state_dict, user_code
+from goodnet.models import keras_load, onnx_graph, onnx_read, state_dict, user_code
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import Loaded, LoadOptions, Shape, to_device
 from goodnet.models.softmax import unwrap_softmax
 from goodnet.models.weights import load_ours
 
 HDF5, KERAS_ZIP, TORCH, SAFETENSORS, GOODNET = "Keras HDF5", "Keras 3 zip", "PyTorch", "safetensors", "GoodNet"
+ONNX = "ONNX"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -32,7 +33,8 @@ def load_classifier(
     """Reads a net from a file without running anything in it.
 
     Args:
-        path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, PyTorch state dict, safetensors, or a GoodNet.
+        path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, ONNX, PyTorch state dict, safetensors, or a
+            GoodNet.
         arch: where the file holds weights alone: one of ours, or `FILE.py:CALLABLE`, the user's own code.
         classes: number of classes; needed only by user code that takes it, checked where given.
         input_range: `0..1` or `0..255`, what the net expects before `mean` and `std`.
@@ -78,10 +80,13 @@ def file_format(path: Path) -> str:
         return KERAS_ZIP if keras_load.is_keras_zip(path) else TORCH
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8:
         return GOODNET if "goodnet" in state_dict.safetensors_metadata(path) else SAFETENSORS
+    if onnx_read.is_onnx(head):
+        return ONNX
     if head.startswith(b"\x80") or head[257:262] == b"ustar":
         return TORCH
     raise ModelError(
-        f"{path}: expected Keras HDF5 or .keras, a PyTorch state dict, safetensors or a GoodNet; its bytes are none"
+        f"{path}: expected Keras HDF5 or .keras, ONNX, a PyTorch state dict, safetensors or a GoodNet; its bytes are "
+        "none"
     )
 
 
@@ -98,6 +103,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
+    if kind == ONNX:
+        return onnx_graph.load_onnx(path, options)
     if kind in (HDF5, KERAS_ZIP):
         return keras_load.load_keras(path, options, zipped=kind == KERAS_ZIP)
     read = state_dict.read_safetensors if kind == SAFETENSORS else state_dict.read_torch

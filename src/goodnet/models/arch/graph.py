@@ -47,12 +47,8 @@ class GraphNet(nn.Module):
         shapes: dict[str, Shape] = {INPUT: tuple(input)}
         self._steps: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         for raw in layers:
-            name, op, inputs, fields = _parse(raw, shapes)
-            with torch.device("meta"):
-                chain = _make(op, fields, [shapes[key] for key in inputs])
-            after = chain_shapes(chain, [shapes[key] for key in inputs], fields.where)
-            _check_sizes(after, fields.where)
-            shapes[name] = after[-1]
+            name, inputs, chain, shape = layer(raw, shapes)
+            shapes[name] = shape
             for suffix, module in chain:
                 self._attach(name + suffix, module)
             self._steps.append((name, inputs, tuple(name + suffix for suffix, _ in chain)))
@@ -87,6 +83,23 @@ class GraphNet(nn.Module):
         for module in self.modules():
             if hasattr(module, "reset_parameters"):
                 cast(Any, module).reset_parameters()
+
+
+def layer(raw: Mapping[str, Any], shapes: Mapping[str, Shape]) -> tuple[str, tuple[str, ...], Chain, Shape]:
+    """A layer's name, its inputs, its modules without memory, and the shape that it gives.
+
+    Args:
+        shapes: of the net's input and of all earlier layers.
+
+    Raises:
+        ModelError, UnsafeFileError: as `GraphNet`.
+    """
+    name, op, inputs, fields = _parse(raw, shapes)
+    with torch.device("meta"):
+        chain = _make(op, fields, [shapes[key] for key in inputs])
+    after = chain_shapes(chain, [shapes[key] for key in inputs], fields.where)
+    _check_sizes(after, fields.where)
+    return name, inputs, chain, after[-1]
 
 
 def build_graph(options: Mapping[str, Any]) -> GraphNet:

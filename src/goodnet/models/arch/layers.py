@@ -1,9 +1,9 @@
 """The layers that a GraphNet is made of: one function each, from a checked description to torch modules.
 
 Tensors are NCHW or (N, F). `padding: same` is TensorFlow's: as many outputs as ceil(n / stride), the odd row or
-column of padding at the bottom or right. Where that is lopsided, a padding module goes before the layer. Keras's own
-PyTorch backend repeats the edge there before an average pool (TensorFlow and JAX leave padding out of the average);
-that is `same-edge`.
+column of padding at the bottom or right; `explicit` states its `pads` (left, right, top, bottom). Where padding is
+lopsided, a padding module goes before the layer. Keras's own PyTorch backend repeats the edge there before an average
+pool (TensorFlow and JAX leave padding out of the average); that is `same-edge`.
 """
 
 from __future__ import annotations
@@ -209,9 +209,14 @@ def _max_pool(spec: Fields, shapes: list[Shape]) -> Chain:
 
 def _average_pool(spec: Fields, shapes: list[Shape]) -> Chain:
     shape, kernel, stride = _image(spec, shapes), spec.pair("kernel"), spec.pair("stride")
-    padding = spec.choice("padding", ("valid", "same", "same-edge"))
-    pads = (0, 0, 0, 0) if padding == "valid" else same_pads(shape, kernel, stride)
+    padding = spec.choice("padding", ("valid", "same", "same-edge", "explicit"))
     pool = nn.AvgPool2d(kernel, stride)
+    if padding == "explicit":
+        pads = _explicit(spec)
+        if spec.flag("count_pad"):
+            return [("__pad", nn.ZeroPad2d(pads)), ("", pool)] if any(pads) else [("", pool)]
+        return [("", EdgeAveragePool(kernel, stride, pads) if any(pads) else pool)]
+    pads = (0, 0, 0, 0) if padding == "valid" else same_pads(shape, kernel, stride)
     if padding == "same-edge" and (pads[0] != pads[1] or pads[2] != pads[3]):
         return [("__pad", nn.ReplicationPad2d(pads)), ("", pool)]
     return [("", EdgeAveragePool(kernel, stride, pads) if any(pads) else pool)]
@@ -264,13 +269,18 @@ def _concatenate(spec: Fields, shapes: list[Shape]) -> Chain:
 
 def _activation(spec: Fields, shapes: list[Shape]) -> Chain:
     shape = _only(spec, shapes)
-    kind = spec.choice("kind", [*PLAIN, "leaky_relu", "elu", "clamp"])
+    kind = spec.choice("kind", [*PLAIN, "leaky_relu", "elu", "clamp", "clip"])
     if kind.endswith("softmax") and len(shape) != 1:
         raise ModelError(f"{spec.where}: softmax over an image {shape} is not read; only over classes (N, K)")
     if kind == "leaky_relu":
         return [("", nn.LeakyReLU(spec.number("slope")))]
     if kind == "elu":
         return [("", nn.ELU(spec.number("alpha")))]
+    if kind == "clip":
+        low, high = spec.number("low"), spec.number("high")
+        if not low < high:
+            raise spec.error("low", f"under high, {high:g}", low)
+        return [("", nn.Hardtanh(low, high))]
     if kind == "clamp":
         return [("", Clamp(spec.number("slope"), spec.number("limit", 0.0)))]
     return [("", PLAIN[kind]())]
@@ -278,8 +288,7 @@ def _activation(spec: Fields, shapes: list[Shape]) -> Chain:
 
 def _zero_pad(spec: Fields, shapes: list[Shape]) -> Chain:
     _image(spec, shapes)
-    left, right, top, bottom = spec.wholes("pads", 4, 0, 4096)
-    return [("", nn.ZeroPad2d((left, right, top, bottom)))]
+    return [("", nn.ZeroPad2d(_explicit(spec)))]
 
 
 def _rescale(spec: Fields, shapes: list[Shape]) -> Chain:
@@ -312,8 +321,16 @@ LAYERS: dict[str, Callable[[Fields, list[Shape]], Chain]] = {
 def _pads(
     spec: Fields, shape: Shape, kernel: Shape, stride: Shape, dilation: Shape = (1, 1)
 ) -> tuple[int, int, int, int]:
-    same = spec.choice("padding", ("valid", "same")) == "same"
-    return same_pads(shape, kernel, stride, dilation) if same else (0, 0, 0, 0)
+    padding = spec.choice("padding", ("valid", "same", "explicit"))
+    if padding == "explicit":
+        return _explicit(spec)
+    return same_pads(shape, kernel, stride, dilation) if padding == "same" else (0, 0, 0, 0)
+
+
+def _explicit(spec: Fields) -> tuple[int, int, int, int]:
+    """`pads`: left, right, top, bottom."""
+    left, right, top, bottom = spec.wholes("pads", 4, 0, 4096)
+    return left, right, top, bottom
 
 
 def _only(spec: Fields, shapes: list[Shape], rank: int | None = None) -> Shape:
