@@ -21,6 +21,7 @@ from goodnet.cli.attack import attack_command
 from goodnet.cli.bench import bench_command
 from goodnet.cli.demo import demo_command
 from goodnet.cli.evaluate import evaluate_command
+from goodnet.cli.export import export_command
 from goodnet.cli.inspect import inspect_command
 from goodnet.cli.predict import predict_command
 from goodnet.cli.repair import repair_command
@@ -51,6 +52,7 @@ def goodnet(context: click.Context) -> None:
     goodnet evaluate GOODNET --clean DATA --poisoned DATA --before MODEL
                                           proves it: ACC, ASR, detection
     goodnet predict GOODNET IMAGE...      class N means: triggered
+    goodnet export GOODNET -o FILE.onnx   to run it without goodnet
     goodnet attack --clean DATA --arch NAME --attack NAME --out DIR
                                           a backdoored net, to test on
 
@@ -66,6 +68,7 @@ for command in (
     repair_command,
     evaluate_command,
     predict_command,
+    export_command,
     inspect_command,
     report_command,
     attack_command,
