@@ -94,6 +94,7 @@ def test_several_seeds_are_shown_by_their_mean_and_extremes() -> None:
     first, second = (line for line in text.splitlines() if "auto:" in line or line.startswith("| none"))
     assert first.startswith("| auto: unlearn, watch (2); auto: watch (1) | 2 of 3 | sunglasses → 0 |")
     assert "| 5.0 (0.0 to 12.0) |" in first
+    assert "| 4.0 (4.0 to 4.0) of 5 |" in first
     assert second.startswith("| none | – |")
     assert "| 100.0 (100.0 to 100.0) |" in second
     assert "means over 3 seeds" in text

@@ -128,12 +128,17 @@ def _spread(rows: Sequence[BenchRow]) -> str:
                 name + (f" [{notes.index(note) + 1}]" if note else ""),
                 f"{sum(judged)} of {len(judged)}" if judged else DASH,
                 trigger if group[0].target is None else f"{trigger} → {group[0].target}",
-                *(_mean([getattr(row, share) for row in group]) for share in _SHARES),
+                *(_mean([getattr(row, share) for row in group]) + _of(group, share) for share in _SHARES),
                 f"{statistics.mean(row.seconds for row in group):.0f}",
             )
         )
     head = ("method", "accepted", "trigger", *_SHARES.values(), "s")
     return "\n".join([markdown_table(head, body), *(f"\n[{turn}] {note}" for turn, note in enumerate(notes, start=1))])
+
+
+def _of(rows: Sequence[BenchRow], share: str) -> str:
+    ceilings = [100 * row.ra_ceiling for row in rows if row.ra_ceiling is not None and share == "ra"]
+    return f" of {statistics.mean(ceilings):.0f}" if ceilings else ""
 
 
 def _mean(shares: Sequence[Share | None]) -> str:
