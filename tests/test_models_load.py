@@ -269,7 +269,7 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
         load_classifier(tmp_path / "nothing.h5")
     with pytest.raises(ModelError, match="cannot be read"):
         load_classifier(tmp_path)
-    (tmp_path / "net.h5").write_bytes(b"\x08\x07\x12\x07pytorch")  # ONNX under another name
+    (tmp_path / "net.h5").write_bytes(b"GGUF\x03\x00\x00\x00")  # a format that is not read, under another name
     with pytest.raises(ModelError, match="expected Keras HDF5"):
         load_classifier(tmp_path / "net.h5")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -59,13 +59,9 @@ def _long_name(short: str, arrays: Mapping[str, Array]) -> str:
     return names[int(short)] if int(short) < len(names) else short
 
 
-def is_keras_zip(path: Path) -> bool:
-    """True where a zip holds what Keras 3 writes. Raises ModelError where it is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return set(_MEMBERS) <= set(archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
+def is_keras_zip(names: Collection[str]) -> bool:
+    """Whether a zip's members are what Keras 3 writes."""
+    return set(_MEMBERS) <= set(names)
 
 
 def read_keras_zip(path: Path) -> KerasFile:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 
 import torch
 
 from goodnet.errors import ModelError, UsageError
-from goodnet.models import keras_load, onnx_graph, onnx_read, state_dict, user_code
+from goodnet.models import export_graph, export_read, keras_load, onnx_graph, onnx_read, state_dict, user_code
 from goodnet.models.classifier import Classifier
-from goodnet.models.formats import Loaded, LoadOptions, Shape, to_device
+from goodnet.models.formats import Loaded, LoadOptions, Shape, one_line, to_device
 from goodnet.models.softmax import unwrap_softmax
 from goodnet.models.weights import load_ours
 
 HDF5, KERAS_ZIP, TORCH, SAFETENSORS, GOODNET = "Keras HDF5", "Keras 3 zip", "PyTorch", "safetensors", "GoodNet"
-ONNX = "ONNX"
+ONNX, EXPORT = "ONNX", "torch.export"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -33,8 +34,8 @@ def load_classifier(
     """Reads a net from a file without running anything in it.
 
     Args:
-        path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, ONNX, PyTorch state dict, safetensors, or a
-            GoodNet.
+        path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, ONNX, torch.export `.pt2`, PyTorch state dict,
+            safetensors, or a GoodNet.
         arch: where the file holds weights alone: one of ours, or `FILE.py:CALLABLE`, the user's own code.
         classes: number of classes; needed only by user code that takes it, checked where given.
         input_range: `0..1` or `0..255`, what the net expects before `mean` and `std`.
@@ -77,7 +78,10 @@ def file_format(path: Path) -> str:
     if head.startswith(_HDF5_MAGIC) or _HDF5_MAGIC in userblocks:
         return HDF5
     if head.startswith(b"PK"):
-        return KERAS_ZIP if keras_load.is_keras_zip(path) else TORCH
+        names = _members(path)
+        if export_read.is_export(names):
+            return EXPORT
+        return KERAS_ZIP if keras_load.is_keras_zip(names) else TORCH
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8:
         return GOODNET if "goodnet" in state_dict.safetensors_metadata(path) else SAFETENSORS
     if onnx_read.is_onnx(head):
@@ -85,9 +89,18 @@ def file_format(path: Path) -> str:
     if head.startswith(b"\x80") or head[257:262] == b"ustar":
         return TORCH
     raise ModelError(
-        f"{path}: expected Keras HDF5 or .keras, ONNX, a PyTorch state dict, safetensors or a GoodNet; its bytes are "
-        "none"
+        f"{path}: expected Keras HDF5 or .keras, ONNX, torch.export, a PyTorch state dict, safetensors or a GoodNet; "
+        "its bytes are none"
     )
+
+
+def _members(path: Path) -> list[str]:
+    """Names of a zip's members. Raises ModelError where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -103,8 +116,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
-    if kind == ONNX:
-        return onnx_graph.load_onnx(path, options)
+    if kind in (ONNX, EXPORT):
+        return onnx_graph.load_onnx(path, options) if kind == ONNX else export_graph.load_export(path, options)
     if kind in (HDF5, KERAS_ZIP):
         return keras_load.load_keras(path, options, zipped=kind == KERAS_ZIP)
     read = state_dict.read_safetensors if kind == SAFETENSORS else state_dict.read_torch

@@ -8,7 +8,7 @@ import numpy as np
 
 from goodnet.errors import ModelError, UnsafeFileError
 from goodnet.models.formats import MAX_BYTES, one_line
-from goodnet.models.onnx_read import Array, Node
+from goodnet.models.graph_walk import Array, Node
 
 BATCH = -(1 << 40)
 """Stands for the number of images in what is computed of shapes; no size is as low."""

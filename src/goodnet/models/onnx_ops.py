@@ -13,9 +13,8 @@ import numpy as np
 
 from goodnet.errors import ModelError
 from goodnet.models import onnx_windows
+from goodnet.models.graph_walk import Array, Node, Walk
 from goodnet.models.onnx_constants import BATCH
-from goodnet.models.onnx_read import Array, Node
-from goodnet.models.onnx_walk import Walk
 
 _PLAIN = {
     "Relu": "relu",

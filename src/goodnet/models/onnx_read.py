@@ -8,33 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from goodnet.errors import ModelError, UnsafeFileError, UsageError
 from goodnet.models.formats import MAX_BYTES, one_line
+from goodnet.models.graph_walk import Array, Node
 
-Array = npt.NDArray[Any]
 MIN_OPSET = 11
 MAX_NODES = 4096
 _DOMAINS = ("", "ai.onnx")
 _TAGS = b"\x12\x1a\x22\x28\x32\x3a\x42\x72"  # fields that writers put after ir_version
 _INSTALL = "reading ONNX needs the package onnx: pip install 'goodnet[onnx]'"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One operator: attributes as Python values, tensors among them as arrays."""
-
-    op: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

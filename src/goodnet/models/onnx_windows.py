@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from goodnet.models.onnx_read import Node
-from goodnet.models.onnx_walk import Walk
+from goodnet.models.graph_walk import Node, Walk
 
 
 def conv(walk: Walk, node: Node) -> None:

@@ -1,19 +1,42 @@
-"""What the walk over an ONNX graph's operators has made so far, and how an operator adds to it."""
+"""What a walk over the operators of somebody's graph has made so far, and how an operator adds to it.
+
+ONNX and torch.export files are graphs of operators; each operator becomes layers of a GraphNet.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import nn
 
-from goodnet.errors import ModelError, UnsafeFileError
+from goodnet.errors import ModelError, UnsafeFileError, UsageError
+from goodnet.models.arch import GRAPH, build
 from goodnet.models.arch.graph import layer
-from goodnet.models.onnx_read import Array, Node
+from goodnet.models.classifier import Recipe
+from goodnet.models.formats import Loaded, LoadOptions, Shape
+from goodnet.models.weights import load_weights
 
+Array = npt.NDArray[Any]
 Spec = dict[str, Any]
+_SIDE = 4096
+_SOFTMAXES = ("softmax", "log_softmax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One operator: attributes as Python values, tensors among them as arrays."""
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -21,7 +44,8 @@ class Walk:
     """What the walk over the operators has made so far.
 
     Attributes:
-        file, opset: for messages, and for settings that changed their place.
+        file: for messages.
+        opset: of ONNX's operators, for settings that changed their place; 0 for other graphs.
         constants: what is known without an image, by name.
         values: which layer gives a tensor, by the tensor's name.
         shapes: what each layer gives, batch left out.
@@ -102,3 +126,53 @@ class Walk:
         ):
             name, count = f"{base}_{count}", count + 1
         return name
+
+
+def image_shape(said: Sequence[int | None], options: LoadOptions, file: str) -> Shape:
+    """(C, H, W): what a file says, filled up from what the user says.
+
+    Args:
+        said: C, H and W; None where the file leaves one open.
+
+    Raises:
+        UsageError: it stays open, or the two contradict each other; UnsafeFileError: sides out of bounds.
+    """
+    given = options.input_shape
+    if given is None and None in said:
+        raise UsageError(f"{file}: leaves its input shape open ({tuple(said)}); pass it as --input-shape C,H,W")
+    if given is not None and any(own not in (None, other) for own, other in zip(said, given)):
+        raise UsageError(f"{file}: expected input shape {tuple(said)} as in the file, got {given}")
+    channels, height, width = given if given is not None else (int(side or 0) for side in said)
+    shape = (channels, height, width)
+    if not all(1 <= side <= _SIDE for side in shape):
+        raise UnsafeFileError(f"{file}: expected images of sides up to {_SIDE}, got {shape}; refused")
+    return shape
+
+
+def finished(walk: Walk, output: str, shape: tuple[int, int, int]) -> Loaded:
+    """The net of a finished walk, with its weights. A softmax at its end is left out: goodnet works on logits.
+
+    Args:
+        output: name of the tensor that the net gives.
+        shape: (C, H, W) of its images.
+
+    Raises:
+        ModelError, UnsafeFileError: nothing gives that tensor, weights that do not fit, or sizes out of bounds.
+    """
+    source = walk.values.get(output)
+    last = next((spec for spec in walk.specs if spec["name"] == source), None)
+    if source is None or last is None:
+        raise ModelError(f"{walk.file}: its output {output!r:.80} is made by no operator")
+    specs: list[Spec] = walk.specs
+    notes: tuple[str, ...] = ()
+    if last["op"] == "activation" and last["kind"] in _SOFTMAXES:
+        specs, source = [spec for spec in specs if spec is not last], last["inputs"][0]
+        notes = (f"the net ends in {last['kind']}; it was left out, so that the net gives logits",)
+    recipe = Recipe(arch=GRAPH, options={"input": list(shape), "layers": specs, "output": source})
+    try:
+        net = build(recipe)
+    except (ModelError, UnsafeFileError) as error:
+        raise type(error)(f"{walk.file}: {error}") from error
+    state = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in walk.state.items()}
+    load_weights(net, state, name=walk.file)
+    return Loaded(net=net, recipe=recipe, shape=shape, notes=notes)
