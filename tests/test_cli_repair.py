@@ -165,3 +165,17 @@ def test_auto_leaves_a_clean_net_as_it_is(place: Path, shell: Shell) -> None:
     assert "Use it as it is" in done.out
     assert shell("repair", "clean.pt", "--arch", "mlp", "--clean", "clean.npz", "--json").json["verdict"] == "clean"
     assert shell("repair", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--guard", "watch").code == 3
+
+
+def test_a_label_that_no_scan_has_flagged_is_repaired_on_demand(place: Path, shell: Shell) -> None:
+    """Without a scan there is no median to compare a new search with; the label's own triggers judge all the same."""
+    done = repair(
+        shell, "--target", str(TARGET), "--json", how=("--method", "nc-unlearn", "--learning-rate", "1e-3")
+    ).json
+    assert done["accepted"] is True
+    assert done["rounds"] == [[TARGET]]
+    assert all(row["asr"]["value"] < 0.1 for row in done["after"]["poisoned"])
+    both = repair(shell, "--scan", "scanned", "--target", str(TARGET), "--json", how=("--method", "nc-filter")).json
+    assert both["rounds"] == [[TARGET]]  # named twice, repaired once
+    wrong = repair(shell, "--target", "99", how=("--method", "nc-filter"))
+    assert (wrong.code, "--target: expected labels from 0 to" in wrong.err) == (3, True)

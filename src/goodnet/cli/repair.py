@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,6 +55,8 @@ from goodnet.triggers.trigger import Trigger
               help="--out folder of a scan of MODEL: triggers to repair and to judge by, and the seed.")  # fmt: skip
 @click.option("--triggers", "triggers_file", type=click.Path(path_type=Path),
               help="Instead of --scan: the triggers.npz that a scan or a repair has left.")  # fmt: skip
+@click.option("--target", "targets", type=click.IntRange(0), multiple=True, metavar="LABEL",
+              help="Repair this label, too: one that a scan doubts, say. May be repeated.")  # fmt: skip
 @click.option("--poisoned", "poisoned_files", type=click.Path(path_type=Path), multiple=True,
               help="Known triggered images, labelled with the target; may be given more than once. "
               "retrain learns from a part of them; they judge every method.")  # fmt: skip
@@ -132,6 +135,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
         found, seed, verdict = (
             _scanned(classifier, images, options, report) if automatic and not given else _found(classifier, options)
         )
+        found = _with_targets(found, options["targets"], classifier)
         if automatic and not found.targets:
             return _nothing_to_repair(verdict, options)
         shared: dict[str, Any] = {
@@ -221,13 +225,24 @@ def _nothing_to_repair(verdict: str, options: dict[str, Any]) -> int:
     text = (
         "Nothing to repair: the scan finds the net clean. Use it as it is."
         if clean
-        else f"Nothing to repair by: the scan ended as {verdict} and flags no label. See its report."
+        else f"Nothing to repair by: the scan ended as {verdict} and flags no label. See its report; --target LABEL "
+        "repairs one that it doubts."
     )
     if options["as_json"]:
         print_json({"accepted": None, "verdict": verdict, "reasons": [text]})
     else:
         print_text(text)
     return 0 if clean else 2
+
+
+def _with_targets(found: Found, targets: tuple[int, ...], classifier: Classifier) -> Found:
+    """What was found, and the labels that the user names."""
+    wrong = [label for label in targets if label >= classifier.classes]
+    if wrong:
+        raise UsageError(f"--target: expected labels from 0 to {classifier.classes - 1}, got {wrong[0]}")
+    more = tuple(label for label in dict.fromkeys(targets) if label not in found.targets)
+    further = tuple(label for label in found.further if label not in more)
+    return replace(found, labels=(*found.labels, *more), further=further)
 
 
 def _found(classifier: Classifier, options: dict[str, Any]) -> tuple[Found, int, str]:
