@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import goodnet
 
@@ -51,3 +54,16 @@ def test_reports_load_without_torch() -> None:
     code = "import sys, goodnet.report, goodnet.record, goodnet.stats; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
+
+
+def test_every_dependency_is_listed_with_its_licence() -> None:
+    root = PACKAGE.parents[1]
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip("goodnet is not run from its checkout")
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    runtime = project[project.index("\ndependencies") :]
+    runtime = runtime[: runtime.index("]")] + next(line for line in project.splitlines() if line.startswith("onnx = "))
+    names = re.findall(r'"([a-z0-9_-]+)>=', runtime)
+    assert {"torch", "onnx", "onnxruntime"} <= set(names)
+    table = (root / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    assert [name for name in names if not re.search(rf"^\| {name}\b.*\|.*\|.*\|$", table, re.MULTILINE)] == []
