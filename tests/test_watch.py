@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from goodnet.errors import ModelError, UsageError
-from goodnet.guard.watch import Watch, logistic
+from goodnet.guard.watch import Watch, _far_out, logistic
 from goodnet.triggers.strong import StrongSchedule
 from nets import SHAPE, classifier_of, linear, pictures, planted
 
@@ -45,6 +47,17 @@ def test_clean_images_of_a_watched_label_are_refused_no_more_than_allowed() -> N
         own = choose[0][net.predict(choose[0]) == 1]
         assert len(own) > 50
         assert float((made.predict(own) == 4).double().mean()) <= allowed
+
+
+def test_labels_that_nobody_flagged_hardly_lose_an_image() -> None:
+    """Of the next thousand images, not only of those that set the threshold."""
+    net, trigger, _ = planted()
+    fit, choose, more = pictures(200, seed=2), pictures(60, seed=3), pictures(1000, seed=4)
+    made = Watch(search=SHORT, further_search=SHORT)(net, fit, choose, labels=[3], further=[0, 1], seed=0).classifier
+    assert (made.predict(more[0]) == 4).double().mean() < 0.005
+    assert (made.predict(trigger.apply(more[0])) == 4).double().mean() > 0.9
+    assert _far_out(torch.tensor([0.0, 1.0, 2.0])) == pytest.approx(4.0)
+    assert _far_out(torch.tensor([0.0, 1.0])) == -math.inf
 
 
 def test_strangers_set_the_threshold_too() -> None:

@@ -20,6 +20,7 @@ seen if there are some: `surrogate` images that the net takes for the target ser
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -146,8 +147,13 @@ class Watch:
             right[: len(choose[0])] &= held_out_answers[: len(choose[0])] == choose[1].cpu()
             right[len(choose[0]) :] = False
             rows.append(direction)
-            share = self.max_refused_further if group is others else self.max_refused
-            offsets.append(offset + self._threshold(held_out @ direction - offset, watched, right, share))
+            scores = held_out @ direction - offset
+            if group is others:
+                threshold = self._threshold(scores, watched, right, self.max_refused_further)
+                threshold = max(threshold, _far_out(scores[right]))
+            else:
+                threshold = self._threshold(scores, watched, right, self.max_refused)
+            offsets.append(offset + threshold)
         return Repaired(classifier=watched_from(classifier, torch.stack(rows), torch.stack(offsets), groups))
 
     def _triggers(
@@ -192,7 +198,7 @@ class Watch:
             stamped.append(trigger.strengthened(float(random.uniform(*self.strengths))).apply(x[None]))
         return torch.cat(stamped)
 
-    def _threshold(self, scores: Tensor, watched: Tensor, right: Tensor, share: float) -> Tensor:
+    def _threshold(self, scores: Tensor, watched: Tensor, right: Tensor, share: float) -> float:
         """Over the detector's own: 0 or less, but so high that few clean images of the watched labels are refused.
 
         Args:
@@ -204,7 +210,16 @@ class Watch:
         for like, enough in ((watched, _FEW), (right, _FEW_RIGHT)):
             if int(like.sum()) >= enough:
                 threshold = max(threshold, allowed_score(scores[like], share))
-        return torch.tensor(threshold)
+        return threshold
+
+
+def _far_out(scores: Tensor) -> float:
+    """Three standard deviations over the mean of rightly classified images, where there are some.
+
+    The few that set a threshold do not show how far the next thousand will scatter, and of a label that nobody flagged
+    none should be refused.
+    """
+    return float(scores.mean() + 3 * scores.std()) if len(scores) >= _FEW_RIGHT else -math.inf
 
 
 def _with(classifier: Classifier, own: Labelled, surrogate: Tensor | None) -> tuple[Tensor, Tensor]:
