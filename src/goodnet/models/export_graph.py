@@ -6,7 +6,6 @@ Every argument that is given must be handled: one that is not could change what 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +66,7 @@ def _translate(walk: Walk, node: Node) -> None:
     if not node.op.startswith(_PREFIX) or len(node.outputs) != 1:
         raise ModelError(f"{walk.where(node)}: not one of PyTorch's own operators with one result")
     if name in _PLAIN:
-        _given(walk, node, "self", "input")
+        walk.done(node, "self", "input")
         walk.add(node, "activation", kind=_PLAIN[name])
     elif name in _SAME:
         if node.attributes.get("train", False) or node.attributes.get("training", False):
@@ -78,10 +77,6 @@ def _translate(walk: Walk, node: Node) -> None:
     else:
         known = ", ".join(sorted({*_PLAIN, *_SAME, *_OPS}))
         raise ModelError(f"{walk.where(node)}: not an operator that goodnet reads; it reads {known}")
-
-
-def _given(walk: Walk, node: Node, *known: str) -> None:
-    walk.done(node, *known)
 
 
 def _array(walk: Walk, node: Node, name: str) -> Array | None:
@@ -104,7 +99,7 @@ def _pair(walk: Walk, node: Node, name: str, default: list[int]) -> list[int]:
 
 
 def _conv2d(walk: Walk, node: Node) -> None:
-    _given(walk, node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    walk.done(node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
     weight, bias = _array(walk, node, "weight"), _array(walk, node, "bias")
     if weight is None or weight.ndim != 4:
         raise walk.refuse(node, "weights", None if weight is None else weight.shape)
@@ -125,7 +120,7 @@ def _conv2d(walk: Walk, node: Node) -> None:
 
 
 def _linear(walk: Walk, node: Node) -> None:
-    _given(walk, node, "input", "weight", "bias")
+    walk.done(node, "input", "weight", "bias")
     weight, bias = _array(walk, node, "weight"), _array(walk, node, "bias")
     if weight is None or weight.ndim != 2:
         raise walk.refuse(node, "weights", None if weight is None else weight.shape)
@@ -135,7 +130,7 @@ def _linear(walk: Walk, node: Node) -> None:
 
 def _batch_norm(walk: Walk, node: Node) -> None:
     names = ("weight", "bias", "running_mean", "running_var")
-    _given(walk, node, "input", *names, "training", "momentum", "eps", "cudnn_enabled")
+    walk.done(node, "input", *names, "training", "momentum", "eps", "cudnn_enabled")
     arrays = {name: _array(walk, node, name) for name in names}
     weights = {name: array for name, array in arrays.items() if array is not None}
     if node.attributes.get("training", False) or len(weights) != len(names):
@@ -145,10 +140,8 @@ def _batch_norm(walk: Walk, node: Node) -> None:
 
 def _pool(walk: Walk, node: Node) -> None:
     average = "avg" in node.op
-    _given(
-        walk, node, "self", "kernel_size", "stride", "padding", "ceil_mode",
-        *(("count_include_pad", "divisor_override") if average else ("dilation",)),
-    )  # fmt: skip
+    own = ("count_include_pad", "divisor_override") if average else ("dilation",)
+    walk.done(node, "self", "kernel_size", "stride", "padding", "ceil_mode", *own)
     kernel = _pair(walk, node, "kernel_size", [])
     stride, (down, right) = _pair(walk, node, "stride", kernel), _pair(walk, node, "padding", [0, 0])
     shape = walk.shape_of(node)
@@ -170,7 +163,7 @@ def _pool(walk: Walk, node: Node) -> None:
 
 
 def _global_pool(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "output_size")
+    walk.done(node, "self", "output_size")
     size, shape = _pair(walk, node, "output_size", []), walk.shape_of(node)
     if size == list(shape[1:]):
         walk.same(node)
@@ -181,7 +174,7 @@ def _global_pool(walk: Walk, node: Node) -> None:
 
 
 def _mean(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "dim", "keepdim")
+    walk.done(node, "self", "dim", "keepdim")
     axes = node.attributes.get("dim") or []
     if len(walk.shape_of(node)) != 3 or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
         raise walk.refuse(node, "dim", axes)
@@ -189,42 +182,24 @@ def _mean(walk: Walk, node: Node) -> None:
 
 
 def _flatten(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "start_dim", "end_dim")
+    walk.done(node, "self", "start_dim", "end_dim")
     rank = len(walk.shape_of(node)) + 1
     start, end = (int(node.attributes.get(name, value)) % rank for name, value in (("start_dim", 0), ("end_dim", -1)))
     if start != 1 or end != rank - 1:
         raise walk.refuse(node, "start_dim and end_dim", (start, end))
-    _flat(walk, node)
-
-
-def _flat(walk: Walk, node: Node) -> None:
-    if len(walk.shape_of(node)) == 1:
-        walk.same(node)
-    else:
-        walk.add(node, "flatten", order="chw")
+    walk.flatten(node)
 
 
 def _view(walk: Walk, node: Node) -> None:
     """A shape whose first side is the batch, whatever it is called, and one of whose others may be -1."""
-    _given(walk, node, "self", "size", "shape")
+    walk.done(node, "self", "size", "shape")
     raw = node.attributes.get("size", node.attributes.get("shape")) or []
     sides = [side.get("as_int", -1) if isinstance(side, dict) else side for side in raw][1:]
-    shape = walk.shape_of(node)
-    known = math.prod(side for side in sides if side != -1)
-    if sides.count(-1) == 1 and known and math.prod(shape) % known == 0:
-        sides = [math.prod(shape) // known if side == -1 else side for side in sides]
-    if -1 in sides or math.prod(sides) != math.prod(shape) or len(sides) not in (1, 3):
-        raise walk.refuse(node, "a shape", raw)
-    if tuple(sides) == shape:
-        walk.same(node)
-    elif len(sides) == 1:
-        _flat(walk, node)
-    else:
-        walk.add(node, "reshape", shape=sides, order="chw")
+    walk.reshape(node, sides, raw)
 
 
 def _permute(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "dims")
+    walk.done(node, "self", "dims")
     dims = [int(axis) % 4 for axis in node.attributes.get("dims") or []]
     if len(walk.shape_of(node)) != 3 or sorted(dims) != [0, 1, 2, 3] or dims[0] != 0:
         raise walk.refuse(node, "dims", dims)
@@ -233,7 +208,7 @@ def _permute(walk: Walk, node: Node) -> None:
 
 def _merge(walk: Walk, node: Node) -> None:
     """Two layers joined, or one and a number."""
-    _given(walk, node, "self", "other", "alpha")
+    walk.done(node, "self", "other", "alpha")
     name = node.op.removeprefix(_PREFIX).partition(".")[0].rstrip("_")
     other = node.attributes.get("other")
     if node.attributes.get("alpha", 1) != 1 or node.attributes.get("self") in walk.constants:
@@ -251,7 +226,7 @@ def _merge(walk: Walk, node: Node) -> None:
 
 
 def _div(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "other")
+    walk.done(node, "self", "other")
     numbers = _numbers(walk, node, node.attributes.get("other"))
     if 0.0 in numbers:
         raise walk.refuse(node, "a divisor", 0.0)
@@ -263,18 +238,13 @@ def _numbers(walk: Walk, node: Node, other: Any) -> list[float]:
     if isinstance(other, int | float) and not isinstance(other, bool):
         return [float(other)]
     array = walk.constants.get(other) if isinstance(other, str) else None
-    shape = walk.shape_of(node)
-    if array is not None:
-        sides = array.shape
-        while len(sides) > len(shape) and sides[0] == 1:
-            sides = sides[1:]
-        if array.size == 1 or sides == ((shape[0],) if len(shape) == 1 else (shape[0], 1, 1)):
-            return [float(value) for value in array.reshape(-1)]
-    raise walk.refuse(node, "an operand", other if array is None else array.shape)
+    if array is None:
+        raise walk.refuse(node, "an operand", other)
+    return [float(value) for value in walk.per_channel(node, array, walk.shape_of(node))]
 
 
 def _cat(walk: Walk, node: Node) -> None:
-    _given(walk, node, "tensors", "dim")
+    walk.done(node, "tensors", "dim")
     inputs = [walk.source(node, i) for i in range(len(node.inputs))]
     if int(node.attributes.get("dim", 0)) % (len(walk.shape_of(node)) + 1) != 1:
         raise walk.refuse(node, "dim", node.attributes.get("dim", 0))
@@ -282,7 +252,7 @@ def _cat(walk: Walk, node: Node) -> None:
 
 
 def _hardtanh(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "min_val", "max_val", "min", "max")
+    walk.done(node, "self", "min_val", "max_val", "min", "max")
     low, high = (node.attributes.get(name, node.attributes.get(other, default)) for name, other, default in
                  (("min_val", "min", -1.0), ("max_val", "max", 1.0)))  # fmt: skip
     if low is None or high is None:
@@ -292,23 +262,23 @@ def _hardtanh(walk: Walk, node: Node) -> None:
 
 
 def _leaky_relu(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "negative_slope")
+    walk.done(node, "self", "negative_slope")
     walk.add(node, "activation", kind="leaky_relu", slope=float(node.attributes.get("negative_slope", 0.01)))
 
 
 def _elu(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "alpha")
+    walk.done(node, "self", "alpha")
     walk.add(node, "activation", kind="elu", alpha=float(node.attributes.get("alpha", 1.0)))
 
 
 def _gelu(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "approximate")
+    walk.done(node, "self", "approximate")
     tanh = node.attributes.get("approximate", "none") == "tanh"
     walk.add(node, "activation", kind="gelu_tanh" if tanh else "gelu")
 
 
 def _softmax(walk: Walk, node: Node) -> None:
-    _given(walk, node, "self", "dim", "dtype", "half_to_float")
+    walk.done(node, "self", "dim", "dtype", "half_to_float")
     if len(walk.shape_of(node)) != 1 or int(node.attributes.get("dim", 0)) not in (1, -1):
         raise walk.refuse(node, "dim", node.attributes.get("dim"))
     walk.add(node, "activation", kind="log_softmax" if "log" in node.op else "softmax")

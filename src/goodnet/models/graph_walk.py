@@ -5,6 +5,7 @@ ONNX and torch.export files are graphs of operators; each operator becomes layer
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,6 +108,43 @@ class Walk:
     def same(self, node: Node) -> None:
         """What changes nothing."""
         self.values[node.outputs[0]] = self.source(node)
+
+    def flatten(self, node: Node) -> None:
+        """(N, C, H, W) -> (N, F), row after row; what is flat stays."""
+        if len(self.shape_of(node)) == 1:
+            self.same(node)
+        else:
+            self.add(node, "flatten", order="chw")
+
+    def reshape(self, node: Node, sides: Sequence[int], said: object) -> None:
+        """To a shape without the batch, one side of which may be -1: whatever is left.
+
+        Args:
+            said: the whole shape as the file has it, for messages.
+        """
+        shape, sides = self.shape_of(node), list(sides)
+        known = math.prod(side for side in sides if side != -1)
+        if sides.count(-1) == 1 and known and math.prod(shape) % known == 0:
+            sides = [math.prod(shape) // known if side == -1 else side for side in sides]
+        if min(sides, default=0) < 0 or math.prod(sides) != math.prod(shape) or len(sides) not in (1, 3):
+            raise self.refuse(node, "a shape", said)
+        if tuple(sides) == shape:
+            self.same(node)
+        elif len(sides) == 1:
+            self.flatten(node)
+        else:
+            self.add(node, "reshape", shape=sides, order="chw")
+
+    def per_channel(self, node: Node, constant: Array, shape: tuple[int, ...]) -> Array:
+        """(1,) or (C,): what a constant is to each channel (or feature) of a layer that gives `shape`."""
+        channels, flat = shape[0], constant.reshape(-1).astype(np.float64)
+        sides = constant.shape
+        while len(sides) > len(shape) and sides[0] == 1:
+            sides = sides[1:]
+        fits = flat.size == 1 or sides == ((channels,) if len(shape) == 1 else (channels, 1, 1))
+        if not fits or not bool(np.isfinite(flat).all()):
+            raise self.refuse(node, "a constant", constant.shape)
+        return flat
 
     def done(self, node: Node, *known: str) -> None:
         """Every attribute must be one that is handled: one that is not could change what the net means."""

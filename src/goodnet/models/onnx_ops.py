@@ -6,7 +6,6 @@ error, never ignored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -114,7 +113,7 @@ def _merge(walk: Walk, node: Node) -> None:
 
 def _with_constant(walk: Walk, node: Node, index: int, constant: Array) -> None:
     shape = walk.shape_of(node, index)
-    numbers = _per_channel(walk, node, constant, shape)
+    numbers = walk.per_channel(node, constant, shape)
     if node.op in ("Add", "Sub"):
         first = index == 0
         sign = -1.0 if node.op == "Sub" and not first else 1.0
@@ -143,18 +142,6 @@ def _into_bias(walk: Walk, node: Node, index: int, offset: Array) -> bool:
     walk.state[f"{source}.bias"] = np.broadcast_to(offset, (count,)).astype(np.float32)
     walk.values[node.outputs[0]] = source
     return True
-
-
-def _per_channel(walk: Walk, node: Node, constant: Array, shape: tuple[int, ...]) -> Array:
-    """(1,) or (C,): what a constant is to each channel (or feature) of a layer's output."""
-    channels, flat = shape[0], constant.reshape(-1).astype(np.float64)
-    sides = constant.shape
-    while len(sides) > len(shape) and sides[0] == 1:
-        sides = sides[1:]
-    fits = flat.size == 1 or sides == ((channels,) if len(shape) == 1 else (channels, 1, 1))
-    if not fits or not bool(np.isfinite(flat).all()):
-        raise walk.refuse(node, "a constant", constant.shape)
-    return flat
 
 
 def _clip(walk: Walk, node: Node) -> None:
@@ -210,14 +197,7 @@ def _flatten(walk: Walk, node: Node) -> None:
     walk.done(node, "axis")
     if int(node.attributes.get("axis", 1)) != 1:
         raise walk.refuse(node, "axis", node.attributes["axis"])
-    _flat(walk, node)
-
-
-def _flat(walk: Walk, node: Node) -> None:
-    if len(walk.shape_of(node)) == 1:
-        walk.same(node)
-    else:
-        walk.add(node, "flatten", order="chw")
+    walk.flatten(node)
 
 
 def _reshape(walk: Walk, node: Node) -> None:
@@ -228,21 +208,7 @@ def _reshape(walk: Walk, node: Node) -> None:
     if not sides or sides[0] not in (0, 1, BATCH, -1) or (0 in sides and node.attributes.get("allowzero", 0)):
         raise walk.refuse(node, "a shape", sides)
     rest = [shape[i] if side == 0 and i < len(shape) else side for i, side in enumerate(sides[1:])]
-    if rest.count(-1) > 1 or any(side < -1 for side in rest):
-        raise walk.refuse(node, "a shape", sides)
-    known = math.prod(side for side in rest if side != -1)
-    if -1 in rest and known and math.prod(shape) % known == 0:
-        rest = [math.prod(shape) // known if side == -1 else side for side in rest]
-    if math.prod(rest) != math.prod(shape) or -1 in rest:
-        raise walk.refuse(node, "a shape", sides)
-    if tuple(rest) == shape:
-        walk.same(node)
-    elif len(rest) == 1:
-        _flat(walk, node)
-    elif len(rest) == 3:
-        walk.add(node, "reshape", shape=rest, order="chw")
-    else:
-        raise walk.refuse(node, "a shape", sides)
+    walk.reshape(node, rest, sides)
 
 
 def _squeeze(walk: Walk, node: Node) -> None:
