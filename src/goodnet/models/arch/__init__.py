@@ -128,7 +128,7 @@ def build(recipe: Recipe) -> nn.Module:
         raise UnsafeFileError(f"the net needs the code {recipe.arch!r}, which a file cannot run; name it with --arch")
     known = ARCHITECTURES.get(recipe.arch)
     if known is None:
-        raise ModelError(f"expected an architecture out of {', '.join(ARCHITECTURES)}; got {recipe.arch!r}")
+        raise ModelError(f"{recipe.arch!r:.80} is no architecture of goodnet's; these are {', '.join(ARCHITECTURES)}")
     for name, value in recipe.options.items():
         _check_option(recipe.arch, known, name, value)
     if "classes" not in recipe.options:
