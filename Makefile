@@ -24,7 +24,7 @@ test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2
+	$(BIN)/pytest -m slow
 
 check: .venv/.dev
 	$(BIN)/ruff check
