@@ -43,6 +43,8 @@ def _bars() -> Progress:
 
 
 class _OnTerminal:
+    """A bar a stage; a stage that begins again starts its bar and its clock anew."""
+
     def __init__(self, bars: Progress):
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
@@ -50,6 +52,8 @@ class _OnTerminal:
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self.tasks:
             self.tasks[stage] = self.bars.add_task(stage, total=total)
+        elif done < self.bars.tasks[self.bars.task_ids.index(self.tasks[stage])].completed:
+            self.bars.reset(self.tasks[stage], total=total)
         self.bars.update(self.tasks[stage], completed=done, total=total)
 
 
@@ -57,12 +61,13 @@ class _InLog:
     """At most a line every ten seconds, none for stages that are over in two."""
 
     def __init__(self) -> None:
-        self.stage, self.started, self.spoke = "", 0.0, 0.0
+        self.stage, self.done, self.started, self.spoke = "", 0, 0.0, 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self.stage:
+        if stage != self.stage or done < self.done:  # another, or the same again
             self.stage, self.started, self.spoke = stage, now, now - _LOG_EVERY + _QUIET_FOR
+        self.done = done
         if now - self.spoke < _LOG_EVERY or done == 0:
             return
         self.spoke = now
