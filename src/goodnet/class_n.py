@@ -128,10 +128,10 @@ class _Score:
 def _score(grown: Classifier, choose: Labelled, sets: Sequence[Tensor], lesson: Lesson) -> _Score:
     images, classes = choose
     logits = logits_of(grown, images)
-    wins = _over(logits)
+    wins = over(logits)
     shift = max(0.0, float(wins.sort(descending=True).values[int(lesson.allowed * len(wins) + 1e-9)]) + 1e-6)
     right = (logits[:, :-1].argmax(1).cpu() == classes.cpu()) & (wins <= shift).cpu()
-    rates = [float((_over(logits_of(grown, part)) > shift).double().mean()) for part in sets]
+    rates = [float((over(logits_of(grown, part)) > shift).double().mean()) for part in sets]
     acc = float(right.double().mean())
     return _Score(within=acc >= lesson.limit, detection=min(rates), acc=acc, shift=shift)
 
@@ -141,10 +141,10 @@ def _loss(grown: Classifier, clean: Tensor, wanted: Tensor, triggered: Tensor, t
     logits = grown.logits(torch.cat([clean, triggered]))
     kept, refused = logits[: len(clean)], logits[len(clean) :]
     distilled = distillation(kept[:, :-1], wanted, temperature)
-    return distilled + F.softplus(_over(kept)).mean() + F.softplus(-_over(refused)).mean()
+    return distilled + F.softplus(over(kept)).mean() + F.softplus(-over(refused)).mean()
 
 
-def _over(logits: Tensor) -> Tensor:
+def over(logits: Tensor) -> Tensor:
     """(N,) by how much class N wins."""
     return logits[:, -1] - logits[:, :-1].amax(1)
 

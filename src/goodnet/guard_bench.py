@@ -17,6 +17,7 @@ import torch
 
 from goodnet import stats
 from goodnet.about import environment
+from goodnet.class_n import over
 from goodnet.data.images import Images
 from goodnet.errors import UsageError
 from goodnet.found import Found
@@ -32,12 +33,11 @@ from goodnet.models.goodnet import GoodNet, SecondOpinion
 from goodnet.parts import Parts
 from goodnet.predict_bench import fastest
 from goodnet.progress import Progress, silent
-from goodnet.record import Share
 from goodnet.repair.nc_filter import Filter
-from goodnet.repair_bench import built, net_folder, scanned
+from goodnet.repair_bench import built, net_folder, refused_like, scanned
 from goodnet.repair_subjects import NETS, Subject, subjects
 from goodnet.strict_json import write_record
-from goodnet.tuning import Repaired
+from goodnet.tuning import logits_of
 
 _WITH_TWIN: tuple[Guard, ...] = (Disagreement(max_fpr=0.01), Strip(), Strip(max_fpr=0.01), Watch(), Combined())
 _FPR = 0.01
@@ -99,9 +99,11 @@ def _guards(
     parts = Parts(bad, subject.clean, subject.surrogate, seed=seed)
     if found.triggers:
         yield "nc-filter", Filter()(bad, parts.fit, parts.choose, triggers=found.triggers, seed=seed).classifier
-    yield "watch, alone", watched(bad, Watch(), parts, found, seed=seed, progress=progress).classifier
+    alone = watched(bad, Watch(), parts, found, seed=seed, progress=progress)
+    yield "watch, alone", alone.classifier
+    twin = replace(alone, classifier=good)  # with the strong triggers, which every watch searches for alike
     for guard in _WITH_TWIN:
-        made = guarded(bad, Repaired(classifier=good), guard, parts, found, seed=seed, progress=progress)
+        made = guarded(bad, twin, guard, parts, found, seed=seed, progress=progress)
         bound = f" ({guard.max_fpr:.0%})" if isinstance(guard, Disagreement | Strip) else ""
         yield f"{GUARDS[type(guard)]}{bound}", made
 
@@ -131,19 +133,12 @@ def _measured(subject: Subject, name: str, guard: Classifier) -> Iterator[GuardR
             detection_at=stats.hits_at(scores, clean, _FPR) if enough else None,
             fpr=fpr,
             fpr_strangers=None if strangers is None else share(strangers),
-            fpr_target=_refused_like(subject, guard, target),
+            fpr_target=refused_like(subject, guard, target),
             times=seconds["guard"] / seconds["net"],
         )
-
-
-def _refused_like(subject: Subject, guard: Classifier, target: int) -> Share | None:
-    parts = [subject.test] if subject.strangers is None else [subject.test, subject.strangers]
-    like = [part.take(answer(subject.net, part) == target) for part in parts]
-    return share(np.concatenate([answer(guard, part) == guard.classes for part in like]))
 
 
 @torch.no_grad()
 def _scores(guard: Classifier, images: Images) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """(N,) by how much class N wins."""
-    parts = [guard.logits(part.to(guard.device)) for part in torch.split(images.tensor(), _BATCH)]
-    return torch.cat([part[:, -1] - part[:, :-1].amax(1) for part in parts]).double().cpu().numpy()
+    return over(logits_of(guard, images.tensor())).double().cpu().numpy()

@@ -184,7 +184,7 @@ def _measured(
                 detection=figures.detection,
                 fpr=measured.fpr,
                 fpr_strangers=strangers,
-                fpr_target=_refused_like(subject, net, figures.target),
+                fpr_target=refused_like(subject, net, figures.target),
                 seconds=seconds,
                 note=note,
                 seed=seed,
@@ -198,7 +198,7 @@ def _ceiling(subject: Subject, part: Images) -> float | None:
     return None if ra is None else ra.value
 
 
-def _refused_like(subject: Subject, net: Classifier, target: int | None) -> Share | None:
+def refused_like(subject: Subject, net: Classifier, target: int | None) -> Share | None:
     """Share refused of clean images, none of which built the GoodNet, that the net as it came gives the target."""
     if not net.refuses or target is None:
         return None

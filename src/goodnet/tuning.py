@@ -116,8 +116,7 @@ def train_to_best(
     with trainable(net):
         adam = torch.optim.Adam(net.parameters(), lr=course.learning_rate)
         for epoch in range(1, course.epochs + 1):
-            order = random.permutation(images)[:_EPOCH_IMAGES]
-            for part in np.array_split(order, math.ceil(len(order) / course.batch)):
+            for part in batches(images, course.batch, random):
                 loss = loss_of(part)
                 adam.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -128,6 +127,32 @@ def train_to_best(
             on_epoch(epoch)
     net.load_state_dict(best)
     return best_score, best_epoch
+
+
+class LastWithin:
+    """The last state of a net in training whose ACC on the choosing split is within a limit; else the first."""
+
+    def __init__(self, classifier: Classifier, choose: Labelled, limit: float):
+        self.classifier, self.choose, self.limit = classifier, choose, limit
+        self.state, self.epoch = snapshot(classifier.net), 0
+
+    def look(self, epoch: int) -> None:
+        """Keeps the net as it is now, if it is within the limit."""
+        if accuracy(self.classifier, self.choose) >= self.limit:
+            self.state, self.epoch = snapshot(self.classifier.net), epoch
+
+    def restore(self) -> int:
+        """Puts the kept state back; its epoch, 0 for the untrained net."""
+        self.classifier.net.load_state_dict(self.state)
+        return self.epoch
+
+
+def batches(
+    images: int, size: int, random: np.random.Generator, *, most: int = _EPOCH_IMAGES
+) -> list[npt.NDArray[np.intp]]:
+    """Positions of an epoch's images in a random order, `most` of them, in parts of at most `size`."""
+    order = random.permutation(images)[:most]
+    return np.array_split(order, math.ceil(len(order) / size))
 
 
 def snapshot(net: nn.Module) -> dict[str, Tensor]:

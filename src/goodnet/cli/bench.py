@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -55,10 +56,6 @@ def csaw_command(
     repair. Half an hour on two cores.
     """
 
-    def say(text: str) -> None:
-        if not as_json:
-            click.echo(text)
-
     folder = data if data is not None else _data_folder()
     chosen = [kind() for kind, name in METHODS.items() if not methods or name in methods]
     with progress.shown(as_json) as report:
@@ -69,7 +66,7 @@ def csaw_command(
             methods=chosen,
             seed=seed,
             command=command_line(),
-            say=say,
+            say=_say(as_json),
             progress=report,
         )
     write_text(out / "bench.md", bench_markdown(record))
@@ -99,10 +96,6 @@ def repair_command(
     Three quarters of an hour on two cores.
     """
 
-    def say(text: str) -> None:
-        if not as_json:
-            click.echo(text)
-
     folder = data if data is not None else _data_folder().parent
     with progress.shown(as_json) as report:
         record = run_repairs(
@@ -112,7 +105,7 @@ def repair_command(
             seeds=seeds,
             time_limit=time_limit,
             command=command_line(),
-            say=say,
+            say=_say(as_json),
             progress=report,
         )
     write_text(out / "repair-bench.md", bench_markdown(record))
@@ -137,10 +130,6 @@ def guards_command(data: Path | None, out: Path, nets: tuple[str, ...], seed: in
     Half an hour on two cores after bench repair.
     """
 
-    def say(text: str) -> None:
-        if not as_json:
-            click.echo(text)
-
     folder = data if data is not None else _data_folder().parent
     with progress.shown(as_json) as report:
         record = run_guards(
@@ -149,7 +138,7 @@ def guards_command(data: Path | None, out: Path, nets: tuple[str, ...], seed: in
             nets=[name for name in REPAIR_NETS if not nets or name in nets],
             seed=seed,
             command=command_line(),
-            say=say,
+            say=_say(as_json),
             progress=report,
         )
     write_text(out / "guard-bench.md", guard_markdown(record))
@@ -194,23 +183,24 @@ def speed_command(labels: tuple[int, ...], plain_labels: int, plain_steps: int, 
     two cores.
     """
 
-    def say(text: str) -> None:
-        if not as_json:
-            click.echo(text)
-
     with progress.shown(as_json) as report:
         record = run_speed(
             labels=labels,
             plain_labels=plain_labels,
             plain_steps=plain_steps,
             command=command_line(),
-            say=say,
+            say=_say(as_json),
             progress=report,
         )
     write_record(record, _made(out) / "scan-speed.json")
     write_text(out / "scan-speed.md", speed_markdown(record))
     click.echo(to_json(record) if as_json else f"\n{speed_markdown(record)}\nRecord and table: {out}", nl=not as_json)
     return 0
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """What says a line about how far things are: nothing under --json."""
+    return (lambda text: None) if as_json else click.echo
 
 
 def _made(folder: Path) -> Path:

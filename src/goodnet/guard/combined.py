@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from goodnet.class_n import over
 from goodnet.errors import UsageError
 from goodnet.guard.disagreement import disagreement
 from goodnet.guard.watch import Watch
@@ -54,8 +56,7 @@ class Combined:
 
     def _held(self, watched: Classifier, sets: Sequence[Tensor]) -> Classifier:
         """The watched net; where its detectors refuse more than is allowed, all their thresholds rise by as much."""
-        over = [logits_of(watched, images) for images in sets]
-        shift = max(allowed_score((part[:, -1] - part[:, :-1].amax(1)).cpu(), self.max_fpr) for part in over)
+        shift = max(allowed_score(over(logits_of(watched, images)), self.max_fpr) for images in sets)
         if shift <= 0:
             return watched
         held = surgery.clone(watched)
@@ -67,5 +68,4 @@ class Combined:
     def _threshold(self, bad: Classifier, good: Classifier, watched: Classifier, images: Tensor) -> float:
         refused = (watched.predict(images) == watched.classes).numpy()
         scores = np.where(refused, np.inf, disagreement(bad, good, images))
-        allowed = int(self.max_fpr * len(scores) + 1e-9)  # 0.29 * 100 is less than 29 by a rounding
-        return max(0.0, float(np.sort(scores)[::-1][allowed]))
+        return max(0.0, allowed_score(torch.from_numpy(scores), self.max_fpr))

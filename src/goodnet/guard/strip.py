@@ -25,6 +25,7 @@ from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet import blended_entropy
 from goodnet.models.goodnet_make import strip_from
+from goodnet.tuning import allowed_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,9 @@ class Strip:
         drawn = np.random.default_rng([seed, 17]).permutation(len(fit))[: self.overlays]
         overlays = fit[torch.from_numpy(drawn).to(fit.device)]
         entropy = blend_entropy(bad, choose, overlays)
-        allowed = int(self.max_fpr * len(entropy) + 1e-9)
-        threshold = float(entropy.sort().values[allowed]) * (1 - 1e-5)  # its own image stays out, however it is batched
-        return strip_from(bad, good, overlays, threshold)
+        threshold = -allowed_score(-entropy, self.max_fpr)
+        # its own image stays out, however it is batched
+        return strip_from(bad, good, overlays, threshold * (1 - 1e-5))
 
 
 @torch.no_grad()

@@ -154,7 +154,11 @@ class Watch:
             else:
                 threshold = self._threshold(scores, watched, right, self.max_refused)
             offsets.append(offset + threshold)
-        return Repaired(classifier=watched_from(classifier, torch.stack(rows), torch.stack(offsets), groups))
+        return Repaired(
+            classifier=watched_from(classifier, torch.stack(rows), torch.stack(offsets), groups),
+            strong=tuple(trigger for trigger in triggers if trigger.target in labels),
+            strong_search=self.search,
+        )
 
     def _triggers(
         self,

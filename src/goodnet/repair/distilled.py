@@ -37,7 +37,7 @@ from goodnet.progress import Progress, silent
 from goodnet.triggers.inversion import Schedule, invert
 from goodnet.triggers.strong import StrongSchedule, height, strong_triggers
 from goodnet.triggers.trigger import Trigger
-from goodnet.tuning import Labelled, Repaired, accuracy, snapshot, trainable
+from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, trainable
 
 _KEPT = 120  # triggers searched for on the way; older ones are dropped
 _MARGIN = 2.0  # logits by which the target is to lose
@@ -123,7 +123,7 @@ class DistilledUnlearning:
         strong, masks = job.first(progress)
         base = [*triggers, *strong, *masks]
         limit = accuracy(classifier, choose) - _by_chance(self.max_accuracy_drop, len(choose[0])) - 1e-9
-        best, best_step = snapshot(job.repaired.net), 0
+        best = LastWithin(job.repaired, choose, limit)
         found: list[Trigger] = []
         adam = torch.optim.Adam(job.repaired.net.parameters(), lr=self.learning_rate)
         for step in range(self.steps):
@@ -136,11 +136,9 @@ class DistilledUnlearning:
                 loss.backward()  # type: ignore[no-untyped-call]
                 adam.step()
             progress("unlearning", step + 1, self.steps)
-            looked_at = (step + 1) % self.refresh == 0 or step + 1 == self.steps
-            if looked_at and accuracy(job.repaired, choose) >= limit:
-                best, best_step = snapshot(job.repaired.net), step + 1
-        job.repaired.net.load_state_dict(best)
-        return Repaired(classifier=job.repaired, epoch=best_step, strong=tuple(strong), strong_search=self.search)
+            if (step + 1) % self.refresh == 0 or step + 1 == self.steps:
+                best.look(step + 1)
+        return Repaired(classifier=job.repaired, epoch=best.restore(), strong=tuple(strong), strong_search=self.search)
 
 
 def _by_chance(drop: float, images: int) -> float:

@@ -28,7 +28,7 @@ from goodnet.errors import UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
-from goodnet.tuning import Labelled, Repaired, accuracy, snapshot, trainable
+from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, batches, trainable
 
 _EPOCH_IMAGES = 2048
 
@@ -80,21 +80,17 @@ class SharpnessAware:
         repaired = surgery.clone(classifier)
         images, classes = (part.to(repaired.device) for part in fit)
         random = np.random.default_rng([seed, 17])
-        limit = accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9
-        best, best_epoch = snapshot(repaired.net), 0
+        best = LastWithin(repaired, choose, accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9)
         with trainable(repaired.net):
             weights = list(repaired.net.parameters())
             sgd = torch.optim.SGD(weights, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.decay)
             for epoch in range(1, self.epochs + 1):
-                order = random.permutation(len(images))[:_EPOCH_IMAGES]
-                for part in np.array_split(order, math.ceil(len(order) / self.batch)):
+                for part in batches(len(images), self.batch, random, most=_EPOCH_IMAGES):
                     index = torch.from_numpy(part).to(images.device)
                     self._step(repaired, weights, sgd, images[index], classes[index])
-                if accuracy(repaired, choose) >= limit:
-                    best, best_epoch = snapshot(repaired.net), epoch
+                best.look(epoch)
                 progress("fine-tuning", epoch, self.epochs)
-        repaired.net.load_state_dict(best)
-        return Repaired(classifier=repaired, epoch=best_epoch)
+        return Repaired(classifier=repaired, epoch=best.restore())
 
     def _step(
         self, net: Classifier, weights: Sequence[Tensor], sgd: torch.optim.Optimizer, x: Tensor, y: Tensor

@@ -29,7 +29,7 @@ from goodnet.errors import UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
-from goodnet.tuning import Labelled, Repaired, accuracy, snapshot, trainable
+from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, batches, trainable
 
 _ROUND_IMAGES = 1024
 _INNER_RATE, _INNER_STEP, _INNER_DECAY = 10.0, 0.1, 1e-3
@@ -86,22 +86,19 @@ class AdversarialUnlearning:
         repaired = surgery.clone(classifier)
         images, classes = (part.to(repaired.device) for part in fit)
         random = np.random.default_rng([seed, 19])
-        limit = accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9
-        best, best_round = snapshot(repaired.net), 0
+        best = LastWithin(repaired, choose, accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9)
         with trainable(repaired.net):
             weights = list(repaired.net.parameters())
             adam = torch.optim.Adam(weights, lr=self.learning_rate)
             for turn in range(1, self.rounds + 1):
-                order = random.permutation(len(images))[:_ROUND_IMAGES]
-                parts = [torch.from_numpy(part) for part in np.array_split(order, math.ceil(len(order) / self.batch))]
+                drawn = batches(len(images), self.batch, random, most=_ROUND_IMAGES)
+                parts = [torch.from_numpy(part) for part in drawn]
                 pert = self._perturbation(repaired, [images[part] for part in parts])
                 for part in parts:
                     self._step(repaired, weights, adam, pert, images[part], classes[part], random)
-                if accuracy(repaired, choose) >= limit:
-                    best, best_round = snapshot(repaired.net), turn
+                best.look(turn)
                 progress("adversarial unlearning", turn, self.rounds)
-        repaired.net.load_state_dict(best)
-        return Repaired(classifier=repaired, epoch=best_round)
+        return Repaired(classifier=repaired, epoch=best.restore())
 
     def _perturbation(self, net: Classifier, batches: Sequence[Tensor]) -> Tensor:
         """(1, C, H, W) the inner maximum: one SGD step a batch, from 0, then cut to the norm."""

@@ -29,7 +29,7 @@ from goodnet.errors import ModelError, UsageError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
-from goodnet.tuning import Labelled, Repaired, accuracy, snapshot, trainable
+from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, batches, trainable
 
 _EPOCH_IMAGES = 2048
 
@@ -90,8 +90,7 @@ class AttentionDistillation:
         random = np.random.default_rng([seed, 23])
         total, done = self.teacher_epochs + self.epochs, 0
         teacher, student = surgery.clone(classifier), surgery.clone(classifier)
-        limit = accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9
-        best, best_epoch = snapshot(student.net), 0
+        best = LastWithin(student, choose, accuracy(classifier, choose) - self.max_accuracy_drop - 1e-9)
 
         def plain(x: Tensor, y: Tensor) -> Tensor:
             return F.cross_entropy(teacher.logits(x), y)
@@ -111,11 +110,10 @@ class AttentionDistillation:
                 for epoch in range(1, epochs + 1):
                     self._epoch(sgd, loss, fit, random, net.device)
                     done += 1
-                    if net is student and accuracy(net, choose) >= limit:
-                        best, best_epoch = snapshot(net.net), epoch
+                    if net is student:
+                        best.look(epoch)
                     progress("attention distillation", done, total)
-        student.net.load_state_dict(best)
-        return Repaired(classifier=student, epoch=best_epoch)
+        return Repaired(classifier=student, epoch=best.restore())
 
     def _epoch(
         self,
@@ -125,8 +123,7 @@ class AttentionDistillation:
         random: np.random.Generator,
         device: torch.device,
     ) -> None:
-        order = random.permutation(len(fit[0]))[:_EPOCH_IMAGES]
-        for part in np.array_split(order, math.ceil(len(order) / self.batch)):
+        for part in batches(len(fit[0]), self.batch, random, most=_EPOCH_IMAGES):
             index = torch.from_numpy(part)
             sgd.zero_grad()
             loss(fit[0][index].to(device), fit[1][index].to(device)).backward()  # type: ignore[no-untyped-call]
