@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from goodnet.attacks.train import PlantedNet, plant_faces
+from goodnet.auto import auto
 from goodnet.data.drawn_faces import draw_faces
 from goodnet.data.images import Images
 from goodnet.errors import UsageError
@@ -21,9 +22,6 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
-from goodnet.repair.fine_pruning import FinePruning
-from goodnet.repair.unlearning import Unlearning
-from goodnet.repairing import METHODS, repair
 from goodnet.scan import scan
 
 IDENTITIES, TRIGGER, TARGET = 40, "lipstick", 0
@@ -32,12 +30,12 @@ NETS: dict[str, dict[str, int]] = {"badnet": {TRIGGER: TARGET}, "clean": {}}
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What the demo found; repairs and their measurements by method."""
+    """What the demo found; repair and measurement are None where the scan has flagged nothing to repair."""
 
     badnet: ScanRecord
     clean: ScanRecord
-    repairs: Mapping[str, RepairRecord]
-    measured: Mapping[str, EvaluateRecord]
+    repair: RepairRecord | None
+    measured: EvaluateRecord | None
 
 
 def run_demo(
@@ -51,7 +49,8 @@ def run_demo(
 ) -> Demo:
     """Runs it and leaves nets, images, records and pictures in `out`, as the single commands would.
 
-    The defender gets 4 new drawings of each person. What is measured at the end is drawn anew once more.
+    The defender gets 4 new drawings of each person, and 4 of each of as many strangers. What is measured at the end is
+    drawn anew once more.
 
     Raises:
         UsageError: `out` is there already and not empty, and is not to be written over.
@@ -64,15 +63,14 @@ def run_demo(
         f"{TARGET} to {planted['badnet'].asr[TRIGGER]:.0%} of the faces with {TRIGGER}."
     )
     clean = draw_faces(identities=IDENTITIES, per_identity=4, seed=seed + 1).images
-    nets = _write_files(out, planted, clean)
+    others = strangers(seed)
+    nets = _write_files(out, planted, clean, others)
     settings = _Settings(out=out, seed=seed, overwrite=overwrite, command=tuple(command), progress=progress)
     scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
-    repairs, measured = {}, {}
-    for method in (Unlearning(learning_rate=1e-3), FinePruning()):
-        if scans["badnet"].flagged_labels or isinstance(method, FinePruning):
-            name = METHODS[type(method)]
-            repairs[name], measured[name] = _repair(settings, method, nets["badnet"], clean, planted["badnet"])
-    return Demo(badnet=scans["badnet"], clean=scans["clean"], repairs=repairs, measured=measured)
+    repaired, measured = None, None
+    if scans["badnet"].flagged_labels:
+        repaired, measured = _repair(settings, nets["badnet"], clean, others, planted["badnet"])
+    return Demo(badnet=scans["badnet"], clean=scans["clean"], repair=repaired, measured=measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +94,26 @@ def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> Sca
     )
 
 
+def strangers(seed: int) -> Images:
+    """Drawings of people whom the nets do not know; labels say who is the same."""
+    drawn = draw_faces(identities=2 * IDENTITIES, per_identity=4, seed=seed + 2).images
+    return drawn.take(slice(4 * IDENTITIES, None))
+
+
 def _repair(
-    settings: _Settings, method: FinePruning | Unlearning, badnet: Classifier, clean: Images, planted: PlantedNet
+    settings: _Settings, badnet: Classifier, clean: Images, others: Images, planted: PlantedNet
 ) -> tuple[RepairRecord, EvaluateRecord]:
-    """Repairs with the scan's triggers; measures the saved GoodNet on faces, clean and triggered, that it never saw."""
-    name = METHODS[type(method)]
-    folder = settings.out / ("badnet" if isinstance(method, Unlearning) else name)
-    target = settings.out / f"goodnet-{name}.safetensors"
-    record, _ = repair(
+    """Repairs as `goodnet repair` does by itself; measures the saved GoodNet on faces that it never saw."""
+    folder, target = settings.out / "badnet", settings.out / "goodnet.safetensors"
+    record, _ = auto(
         badnet,
         clean,
-        method=method,
-        found=Found.in_folder(settings.out / "badnet")[0],
+        found=Found.in_folder(folder)[0],
+        surrogate=others,
         output=Output(goodnet=target, folder=folder, overwrite=settings.overwrite, keep_rejected=True),
         seed=settings.seed,
         command=settings.command,
-        progress=_named(settings.progress, name),
+        progress=_named(settings.progress, "repair"),
     )
     measured = evaluate(
         load_classifier(target),
@@ -121,7 +123,7 @@ def _repair(
         out=folder,
         overwrite=settings.overwrite,
         command=settings.command,
-        progress=_named(settings.progress, name),
+        progress=_named(settings.progress, "evaluate"),
     )
     return record, measured
 
@@ -137,7 +139,7 @@ def _named(progress: Progress, name: str) -> Progress:
     return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
 
 
-def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images) -> dict[str, Classifier]:
+def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images, others: Images) -> dict[str, Classifier]:
     """Nets and images as files that the single commands take; gives the nets as a stranger would load them."""
     out.mkdir(parents=True, exist_ok=True)
     nets = {}
@@ -147,6 +149,7 @@ def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images) ->
         nets[name] = load_classifier(path, arch="deepid")
     bad = planted["badnet"]
     _write_images(out / "clean.npz", clean)
+    _write_images(out / "strangers.npz", others)
     _write_images(out / "test.npz", bad.test.images)
     _write_images(out / f"{TRIGGER}.npz", bad.poisoned[TRIGGER])
     return nets

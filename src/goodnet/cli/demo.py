@@ -35,12 +35,11 @@ def demo_command(out: Path, seed: int, overwrite: bool, as_json: bool) -> int:
         found = run_demo(out, seed=seed, overwrite=overwrite, command=command_line(), say=say, progress=report)
     for title, record in (("The backdoored net", found.badnet), ("The clean net", found.clean)):
         say(f"\n{title}\n{scan_summary(record)}")
-    for name, measured in found.measured.items():
-        verdict = "accepted" if found.repairs[name].accepted else "not accepted"
-        say(f"\nRepaired by {name} ({verdict}), measured on new faces:")
-        if not as_json:
-            print_table(evaluate_table(measured))
-            print_text(f"Why {verdict}: {'; '.join(found.repairs[name].reasons)}.")
+    if found.repair is not None and found.measured is not None and not as_json:
+        verdict = "accepted" if found.repair.accepted else "not accepted"
+        say(f"\nRepaired ({verdict}), measured on new faces:")
+        print_table(evaluate_table(found.measured))
+        print_text(f"Why {verdict}: {'; '.join(found.repair.reasons)}.")
     page = write_report(out)
     click.echo(json.dumps({"report": str(page)}) if as_json else f"Report: {page}")
     return 0
