@@ -20,6 +20,7 @@ from goodnet.adaptive_specs import IMAGES, ROWS, adaptive_specs
 from goodnet.attacks.low_norm import lowest
 from goodnet.attacks.planting import planting
 from goodnet.attacks.reattack import Reattack
+from goodnet.auto import Auto
 from goodnet.cli import bench_adaptive
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection_pool import CLEAN_IMAGES, needs
@@ -222,7 +223,7 @@ def test_the_low_norm_attacker_does_not_look_at_the_test_images(
 
 def test_methods_that_need_poison_and_names_that_there_are_not_are_refused(tmp_path: Path, toy: list[PoolNet]) -> None:
     assert "retrain" not in METHOD_NAMES
-    assert [type(method) for method in methods_by_name(["nc-unlearn"])] == [Unlearning]
+    assert [type(method) for method in methods_by_name(["nc-unlearn", "auto"])] == [Auto, Unlearning]
     with pytest.raises(UsageError, match="'retrain'"):
         methods_by_name(["retrain"])
     with pytest.raises(UsageError, match="expected methods"):

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from goodnet.adaptive_specs import LOW_NORM, adaptive_specs
 from goodnet.attacks.low_norm import lowest
 from goodnet.attacks.reattack import Reattack, reattack
 from goodnet.attacks.train import share_right
+from goodnet.auto import Auto, auto
 from goodnet.data.images import Images
 from goodnet.detection_pool import Pooled, PoolSets, build, needs, pool_sets
 from goodnet.detection_specs import PoolNet
@@ -42,8 +44,12 @@ from goodnet.scan import Detector
 from goodnet.staged import Staged
 from goodnet.strict_json import write_record
 
-DEFAULT_METHODS = ("unlearn",)
-METHOD_NAMES = tuple(name for kind, name in METHODS.items() if kind is not Retraining)
+DEFAULT_METHODS = ("auto",)
+_NAMES: dict[type[Method | Auto], str] = {
+    Auto: "auto",
+    **{kind: name for kind, name in METHODS.items() if kind is not Retraining},
+}
+METHOD_NAMES = tuple(_NAMES.values())
 """Those that a defender with clean images alone can use."""
 MIN_ASR = 0.75  # of a backdoor that counts: who hides settles for less than the 0.9 of `detection_pool`
 _TRIGGERED, _CLEAN, _JUDGED = 32, 512, 256  # images of a re-attack
@@ -55,7 +61,7 @@ def run_adaptive(
     *,
     data: Path | None = None,
     nets: Sequence[PoolNet] | None = None,
-    methods: Sequence[Method] | None = None,
+    methods: Sequence[Method | Auto] | None = None,
     detector: Detector | None = None,
     again: Reattack | None = None,
     seed: int = 0,
@@ -115,12 +121,12 @@ def run_adaptive(
     return record
 
 
-def methods_by_name(names: Sequence[str]) -> tuple[Method, ...]:
+def methods_by_name(names: Sequence[str]) -> tuple[Method | Auto, ...]:
     """The methods with their default settings. Raises UsageError for one that a defender here cannot use."""
     unknown = [name for name in names if name not in METHOD_NAMES]
     if unknown:
         raise UsageError(f"--method: expected one of {', '.join(METHOD_NAMES)}, got {unknown[0]!r}; take one of them")
-    return tuple(kind() for kind, name in METHODS.items() if name in names)
+    return tuple(kind() for kind, name in _NAMES.items() if name in names)
 
 
 class _Run:
@@ -131,7 +137,7 @@ class _Run:
         cache: Path,
         out: Path,
         data: Path | None,
-        methods: Sequence[Method],
+        methods: Sequence[Method | Auto],
         detector: Detector,
         again: Reattack,
         seed: int,
@@ -142,7 +148,7 @@ class _Run:
         self.again, self.seed, self.command, self.progress = again, seed, command, progress
         self.machine: Classifier | None = None
         self.scan_info = method_info(DETECTORS[type(detector)], detector, seed)
-        self.method_infos = [method_info(METHODS[type(method)], method, seed) for method in methods]
+        self.method_infos = [method_info(_NAMES[type(method)], method, seed) for method in methods]
 
     def rows(self, spec: PoolNet, others: Sequence[PoolNet]) -> list[AdaptiveRow]:
         """A row a method of the net."""
@@ -212,7 +218,7 @@ class _Attacked:
     scan: ScanRecord
     reference: Classifier | None
 
-    def row(self, method: Method, name: str) -> AdaptiveRow:
+    def row(self, method: Method | Auto, name: str) -> AdaptiveRow:
         """Repairs the net with the method, and measures what came of it."""
         spec = self.pooled.spec
         net = self.pooled.classifier
@@ -249,15 +255,17 @@ class _Attacked:
             note=note,
         )
 
-    def _repaired(self, method: Method, name: str) -> tuple[Classifier | None, bool | None, str]:
+    def _repaired(self, method: Method | Auto, name: str) -> tuple[Classifier | None, bool | None, str]:
         """The GoodNet, whether it was accepted, and why there is none."""
         run, folder = self.run, self.run.out / self.pooled.spec.name
         found, _ = Found.in_folder(folder)
+        job = (
+            partial(auto, time_limit=method.time_limit) if isinstance(method, Auto) else partial(repair, method=method)
+        )
         try:
-            record, goodnet = repair(
+            record, goodnet = job(
                 self.pooled.classifier,
                 self.pooled.clean,
-                method=method,
                 found=found,
                 output=Output(folder=folder / name, overwrite=True),
                 seed=run.seed,

@@ -42,6 +42,13 @@ class Candidate:
     guard: Guard | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """Settings of `auto`, where it stands beside methods."""
+
+    time_limit: float = 300.0
+
+
 CANDIDATES = (
     Candidate(name="unlearn, watch", method=DistilledUnlearning(), guard=Watch()),
     Candidate(name="unlearn, disagreement", method=DistilledUnlearning(), guard=Disagreement(max_fpr=0.01)),
