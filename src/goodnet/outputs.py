@@ -3,6 +3,7 @@ written under a temporary name first."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,11 +45,35 @@ def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; what was written there takes its place at the end of the `with`.
 
-    A crash or an error inside leaves the old file whole, and no half of the new one.
+    A crash, a kill, a full disk or an error inside leaves the old file whole, and no half of the new one under its
+    name: the new one is on the disk itself before it takes the name.
+
+    Raises:
+        OSError: of the disk, naming `path`, the file that the user knows.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
+        _to_disk(part)
         part.replace(path)
+        _to_disk(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(part), part):
+            raise  # of another file
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk and not only in memory."""
+    if path.is_dir() and os.name == "nt":  # Windows has no such thing for folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+            raise
+    finally:
+        os.close(descriptor)

@@ -10,14 +10,14 @@ import click
 
 from goodnet.cli.options import model_options, print_json, read_clean, take_model_options
 from goodnet.cli.output import print_text
-from goodnet.errors import UsageError
-from goodnet.export_onnx import save_onnx
+from goodnet.export.files import check_suffix, export_net
 from goodnet.report.figures import visible
 
 
-@click.command("export", short_help="A net or a GoodNet as ONNX, to run without goodnet.")
+@click.command("export", short_help="A net or a GoodNet as ONNX, .keras or .pt2, to run without goodnet.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where it goes: FILE.onnx.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+              help="Where it goes: FILE.onnx, .keras, .pt2 or .safetensors.")  # fmt: skip
 @click.option("--clean", type=click.Path(path_type=Path),
               help="Images to compare the answers on; noise where there are none.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
@@ -26,26 +26,27 @@ from goodnet.report.figures import visible
 def export_command(
     model: Path, output: Path, clean: Path | None, overwrite: bool, as_json: bool, **options: Any
 ) -> int:
-    """Writes MODEL as ONNX: images in [0, 1] in, logits out, class N last.
+    """Writes MODEL for another runtime: images in [0, 1] in, logits out.
 
-    How the net wants its input, and what decides on class N, are inside. What
-    was written is run by onnxruntime in a process without goodnet and must
-    answer alike before it takes its name.
+    Class N comes last. How the net wants its input, and what decides on class
+    N, are inside. ONNX, .keras (stock layers, images channels last) and .pt2
+    are run in a process without goodnet and must answer alike before the file
+    takes its name; .safetensors is goodnet's own, and needs no --arch.
     """
-    if output.suffix.lower() != ".onnx":
-        raise UsageError(f"-o: expected a name that ends in .onnx, got {output}")
-    classifier = take_model_options(options).load(model)
+    check_suffix(output)
+    given = take_model_options(options)
+    classifier = given.load(model)
     probe = None if clean is None else read_clean(clean, classifier, None).tensor()
-    done = save_onnx(classifier, output, probe=probe, overwrite=overwrite)
+    done = export_net(classifier, output, probe=probe, overwrite=overwrite, arch_name=given.arch)
     if as_json:
         print_json(asdict(done))
         return 0
     what = "images" if clean else "images of noise"
     print_text(
-        f"Answers alike under onnxruntime on {done.probes} {what}; logits differ by at most "
-        f"{done.largest_difference:.1g}."
+        f"{done.format} answers alike on {done.probes} {what}; logits differ by at most {done.largest_difference:.1g}."
     )
-    last = f", class N = {classifier.classes}" if classifier.refuses else ""
-    print_text(f"Input: float32 (N, {', '.join(map(str, classifier.input.shape))}) in [0, 1]{last}.")
-    click.echo(f"ONNX: {visible(done.file)}")
+    if classifier.refuses:
+        print_text(f"Class N = {classifier.classes}: {done.refused} of these images are refused.")
+    print_text(f"Input: {done.input}.")
+    click.echo(f"{done.format}: {visible(done.file)}")
     return 0

@@ -1,4 +1,5 @@
-"""GoodNets written and read. The file is safetensors, with the recipe to build the nets as JSON in its metadata.
+"""GoodNets written and read, and plain nets in the same format. The file is safetensors, with the recipe to build the
+nets as JSON in its metadata.
 
 Self-contained: nothing but this file is needed to load it, unless a net's architecture is the user's own code. The
 file may come from a stranger, so recipe and numbers are checked like any other input.
@@ -27,7 +28,7 @@ from goodnet.models.softmax import undo_softmax
 from goodnet.models.weights import load_weights
 
 FORMAT = "goodnet.net/1"
-_KEY = "goodnet"
+_KEY = _GOODNET = "goodnet"
 _MAX_FILE = 2 * MAX_BYTES
 
 
@@ -54,7 +55,7 @@ def write_goodnet(classifier: Classifier, path: Path) -> None:
 def load_goodnet(
     path: Path, *, sha256: str = "", device: str | torch.device = "cpu", arch_name: str | None = None
 ) -> Classifier:
-    """Loads a GoodNet.
+    """Loads a GoodNet, or a plain net whose recipe stands in its file.
 
     Args:
         arch_name: `FILE.py:CALLABLE`, where the nets were built by the user's own code; it runs only if named here.
@@ -67,8 +68,10 @@ def load_goodnet(
     try:
         spec, classes, options = _spec(about["input"]), _whole(about["classes"], low=2), about["recipe"]["options"]
         name, notes = str(about["name"]), tuple(str(note) for note in about["notes"])
-        build = _KINDS[options.get("kind", "disagreement")]
-        net = build(options, state, path, arch_name)
+        refuses = about["recipe"]["arch"] == _GOODNET
+        recipe = Recipe(arch=_GOODNET, options=options) if refuses else _recipe(about["recipe"])
+        build = _KINDS[options.get("kind", "disagreement")] if refuses else _plain
+        net = build(recipe.options if refuses else about["recipe"], state, path, arch_name)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
         raise ModelError(
             f"{path}: its GoodNet metadata is damaged ({type(error).__name__}: {one_line(error)}); fetch it again"
@@ -77,8 +80,8 @@ def load_goodnet(
         net=net,
         input=spec,
         classes=classes,
-        recipe=Recipe(arch="goodnet", options=options),
-        refuses=True,
+        recipe=recipe,
+        refuses=refuses,
         name=name,
         sha256=sha256,
         notes=notes,
@@ -106,6 +109,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if any(value.is_complex() for value in state.values()):
         raise ModelError(f"{path}: expected real weights, got complex ones")
     return about, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _plain(
+    recipe: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None
+) -> torch.nn.Module:
+    return _filled(lambda net: None, _recipe(recipe), state, f"{path}: its net", arch_name)
 
 
 def _disagreement(
@@ -261,8 +270,9 @@ def _check_outputs(classifier: Classifier, path: Path) -> None:
             shape = tuple(classifier.logits(torch.zeros(1, *classifier.input.shape)).shape)
     except Exception as error:  # whatever the net's own code raises
         raise ModelError(f"{path}: the net fails on the input that the file states ({one_line(error)})") from error
-    if shape != (1, classifier.classes + 1):
-        raise ModelError(f"{path}: expected {classifier.classes} + 1 outputs, got {shape[1:]}")
+    if shape != (1, classifier.classes + classifier.refuses):
+        more = " + 1" if classifier.refuses else ""
+        raise ModelError(f"{path}: expected {classifier.classes}{more} outputs, got {shape[1:]}")
 
 
 def _recipe(raw: Any) -> Recipe:

@@ -53,7 +53,8 @@ def visible_pattern(trigger: Trigger) -> torch.Tensor:
 def write_png(path: Path, pixels: torch.Tensor) -> None:
     """(C, H, W) in [0, 1], C 1 or 3, as 8 bits: a picture, from which no figure is ever computed."""
     array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    with replacing(path) as part:
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(part, "PNG")
 
 
 def read_triggers(path: Path, *, flagged_only: bool = False) -> tuple[Trigger, ...]:
