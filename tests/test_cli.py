@@ -261,7 +261,7 @@ def test_a_goodnet_that_cannot_be_saved_leaves_the_old_one(
         return loaded
 
     name = "write_goodnet" if broken == "full disk" else "load_goodnet"
-    monkeypatch.setattr(f"goodnet.export.{name}", fails)
+    monkeypatch.setattr(f"goodnet.export.native.{name}", fails)
     done = repair(shell, "--scan", "scanned", "-o", "good.safetensors", "--overwrite", "--out", "repaired")
     assert (done.code, done.out) == (3, "")
     assert len(done.err.splitlines()) == 1

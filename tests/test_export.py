@@ -23,6 +23,7 @@ from goodnet.export import export_net, save_goodnet, transaction
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_file import load_goodnet
 from goodnet.models.goodnet_make import goodnet_from
+from goodnet.models.inspect_file import inspect_file
 from goodnet.models.load import load_classifier
 from test_goodnet_kinds import made_of, net_of, twin_of
 
@@ -134,6 +135,7 @@ def test_a_plain_net_is_read_back(ending: str, tmp_path: Path) -> None:
     back = load_classifier(path)
     images = torch.rand(10, *net.input.shape, generator=torch.Generator().manual_seed(7))
     assert back.refuses is False
+    assert inspect_file(path).format != "GoodNet"
     check_alike(net, back.logits(images).numpy(), images)
 
 

@@ -185,7 +185,7 @@ def test_saving_is_a_transaction(saved: Path, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(*arguments: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    for step in ("goodnet.export.load_goodnet", "goodnet.export.file_sha256", "goodnet.export.os.fsync"):
+    for step in ("goodnet.export.native.load_goodnet", "goodnet.export.native.file_sha256", "goodnet.outputs.os.fsync"):
         with monkeypatch.context() as patched:
             patched.setattr(step, interrupted)
             with pytest.raises(KeyboardInterrupt):

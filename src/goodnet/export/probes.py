@@ -14,10 +14,7 @@ _SOUGHT, _STEPS, _STEP = 4, 40, 0.03
 
 def probe_images(classifier: Classifier, given: Tensor | None) -> Tensor:
     """(N, C, H, W) in [0, 1]: those that are given, or noise; and for a GoodNet a few of the side of class N that none
-    of them is on, refused or answered, if a search finds one.
-
-    Args:
-        classifier: on the CPU.
+    of them is on, refused or answered, if a search finds one. On the CPU, wherever the net is.
     """
     images = _noise(classifier) if given is None or len(given) == 0 else given.cpu()
     if not classifier.refuses:
@@ -39,7 +36,7 @@ def _noise(classifier: Classifier) -> Tensor:
 def _other_side(classifier: Classifier, start: Tensor, *, towards: bool) -> Tensor:
     """Images reached by steps along the gradient's sign, into class N or out of it; none where none gets there."""
     watched = _watched(classifier)
-    x = start.clone()
+    x = start.to(classifier.device, copy=True)
     for _ in range(_STEPS):
         x.requires_grad_(True)
         logits = classifier.logits(x)
@@ -48,7 +45,7 @@ def _other_side(classifier: Classifier, start: Tensor, *, towards: bool) -> Tens
             aim = aim + logits[:, :-1][:, watched].amax(1) - logits[:, :-1].amax(1)
         (gradient,) = torch.autograd.grad(aim.sum(), x)
         x = (x.detach() + (_STEP if towards else -_STEP) * gradient.sign()).clamp(0, 1)
-    return x[(classifier.predict(x) == classifier.classes) == towards]
+    return x.cpu()[(classifier.predict(x) == classifier.classes) == towards]
 
 
 def _watched(classifier: Classifier) -> Tensor:

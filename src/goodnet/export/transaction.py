@@ -153,7 +153,8 @@ def compared(classifier: Classifier, images: Tensor, got: npt.NDArray[np.float32
         ModelError: other answers, or logits further apart than 1e-4 of the larger of 1 and their size.
     """
     with torch.no_grad():
-        wanted = torch.cat([classifier.logits(part) for part in (images, images[:1])]).numpy()
+        parts = (images.to(classifier.device), images[:1].to(classifier.device))
+        wanted = torch.cat([classifier.logits(part) for part in parts]).cpu().numpy()
     if got.shape != wanted.shape or not bool(np.isfinite(got).all()):
         raise ModelError(f"{path}: {how} the net gives {got.shape}, not {wanted.shape}, or no numbers")
     difference = float((np.abs(got - wanted) / np.maximum(1.0, np.abs(wanted))).max())

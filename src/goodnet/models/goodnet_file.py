@@ -28,7 +28,8 @@ from goodnet.models.softmax import undo_softmax
 from goodnet.models.weights import load_weights
 
 FORMAT = "goodnet.net/1"
-_KEY = _GOODNET = "goodnet"
+_KEY = "goodnet"  # of the metadata
+_GOODNET = "goodnet"  # the architecture of a recipe with class N
 _MAX_FILE = 2 * MAX_BYTES
 
 

@@ -17,6 +17,8 @@ from goodnet.models.formats import Shape
 from goodnet.models.keras_hdf5 import read_keras
 from goodnet.models.layer_graph import layer_graph
 
+_PLAIN = "safetensors with its net"  # `goodnet export` of a net without class N: no GoodNet
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
@@ -92,7 +94,7 @@ def inspect_file(
         graph, notes = None, (*notes, str(error))
     return FileInfo(
         path=str(path),
-        format=kind,
+        format=_PLAIN if kind == load.GOODNET and not classifier.refuses else kind,
         sha256=digest,
         layers=_layers(classifier.net),
         parameters=sum(parameter.numel() for parameter in classifier.net.parameters()),
