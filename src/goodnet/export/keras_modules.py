@@ -92,12 +92,15 @@ def _max_pool(plan: Plan, module: nn.MaxPool2d, inputs: list[Value], name: str) 
     (x,) = inputs
     kernel, stride, pads = (_pair(pair) for pair in (module.kernel_size, module.stride, module.padding))
     _whole_windows(plan, module, x, name)
-    if _pair(module.dilation) != (1, 1) or module.return_indices:
-        raise plan.refuse(f"{name}: a max pool with dilation or indices")
-    if pads == (0, 0):
+    if _pair(module.dilation) != (1, 1) or module.return_indices or (any(pads) and any(x.border)):
+        raise plan.refuse(f"{name}: a max pool with dilation, indices or padding twice")
+    x, border = Value(layer=x.layer, shape=x.shape), (pads[1], pads[1], pads[0], pads[0]) if any(pads) else x.border
+    if not any(border):
         return _pool(plan, "MaxPooling2D", x, kernel, stride, name)
-    if any(2 * pad != side - 1 for pad, side in zip(pads, kernel)):
-        raise plan.refuse(f"{name}: a max pool of {kernel} padded by {pads}")
+    if border == ours.same_pads((1, *x.shape[:2]), kernel, stride):
+        return _pool(plan, "MaxPooling2D", x, kernel, stride, name, "same")
+    if border != ours.same_pads((1, *x.shape[:2]), kernel, (1, 1)) or kernel[0] % 2 + kernel[1] % 2 != 2:
+        raise plan.refuse(f"{name}: a max pool of {kernel} padded by {border}")
     # padding must never win: the largest around each pixel, "same", and then every stride-th pixel
     x = _pool(plan, "MaxPooling2D", x, kernel, (1, 1), name, "same")
     return _pool(plan, "MaxPooling2D", x, (1, 1), stride, f"{name}_stride")
@@ -108,9 +111,13 @@ def _average_pool(plan: Plan, module: nn.AvgPool2d, inputs: list[Value], name: s
     down, right = _pair(module.padding)
     _whole_windows(plan, module, x, name)
     if module.divisor_override is not None or (not module.count_include_pad and (down, right) != (0, 0)):
-        raise plan.refuse(f"{name}: an average pool that leaves padding out, in which Keras's backends differ,")
+        return _edges(plan, module, inputs, name)
     x = plan.padded(x, (right, right, down, down))
     return _pool(plan, "AveragePooling2D", x, _pair(module.kernel_size), _pair(module.stride), name)
+
+
+def _edges(plan: Plan, module: nn.Module, inputs: list[Value], name: str) -> Value:
+    raise plan.refuse(f"{name}: an average pool that leaves padding out or repeats edges (Keras's backends differ)")
 
 
 def _whole_windows(plan: Plan, module: Any, x: Value, name: str) -> None:
@@ -122,7 +129,7 @@ def _whole_windows(plan: Plan, module: Any, x: Value, name: str) -> None:
 def _pool(
     plan: Plan, kind: str, x: Value, size: tuple[int, int], stride: tuple[int, int], name: str, padding: str = "valid"
 ) -> Value:
-    sides = x.shape[:2] if padding == "same" else _windows(x.shape, size, stride)
+    sides = _windows(x.shape, size if padding == "valid" else (1, 1), stride)
     settings: dict[str, Any] = {
         "pool_size": list(size),
         "strides": list(stride),
@@ -155,6 +162,8 @@ def _open_pair(value: Any) -> tuple[int | None, int | None]:
 
 def _zero_pad(plan: Plan, module: nn.ZeroPad2d, inputs: list[Value], name: str) -> Value:
     left, right, top, bottom = module.padding
+    if module.value == -math.inf and min(module.padding) >= 0:
+        return Value(layer=inputs[0].layer, shape=inputs[0].shape, border=(left, right, top, bottom))
     if module.value != 0 or min(module.padding) < 0:
         raise plan.refuse(f"{name}: padding with {module.value}")
     return plan.padded(inputs[0], (left, right, top, bottom))
@@ -272,6 +281,8 @@ MODULES: dict[type[nn.Module], Written] = {
     nn.Softmax: _softmax,
     nn.LogSoftmax: _softmax,
     nn.Hardtanh: _clip,
+    nn.ReplicationPad2d: _edges,
+    ours.EdgeAveragePool: _edges,
     ours.Flatten: _flatten,
     ours.Unflatten: lambda plan, module, inputs, name: unflattened(plan, inputs[0], module.shape, module.order, name),
     ours.Permute: lambda plan, module, inputs, name: permuted(plan, inputs[0], module.dims),

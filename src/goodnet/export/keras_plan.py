@@ -26,10 +26,11 @@ _SHARP = 1e12
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """What a layer gives."""
+    """What a layer gives. `border`: left, right, top, bottom of -inf around it, which only a max pool can take."""
 
     layer: str
     shape: Shape
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +61,8 @@ class Plan:
         **settings: Any,
     ) -> Value:
         """One layer more; `shape` is what it gives, where that is not the shape of its first input."""
+        if any(any(value.border) for value in inputs):
+            raise self.refuse(f"{name or kind}: padding with -inf before it")
         base = re.sub(r"[^A-Za-z0-9_]", "_", name or kind.lower()).strip("_")[:100] or "layer"
         free, count = base, 1
         while free in self.steps or free == INPUT:

@@ -28,8 +28,9 @@ _AS_MODULE: dict[str, type[nn.Module]] = {
     **{"gelu": nn.GELU, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "hardtanh": nn.Hardtanh, "hardswish": nn.Hardswish},
     **{"softplus": nn.Softplus, "mish": nn.Mish, "selu": nn.SELU, "hardsigmoid": nn.Hardsigmoid, "flatten": nn.Flatten},
     **{"max_pool2d": nn.MaxPool2d, "avg_pool2d": nn.AvgPool2d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d},
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
 }
-_SAME = ("dropout", "dropout2d", "contiguous", "clone", "detach")
+_SAME = ("contiguous", "clone", "detach")
 _MERGES = {"add": "add", "iadd": "add", "add_": "add", "sub": "subtract", "mul": "multiply", "imul": "multiply",
            "maximum": "maximum", "minimum": "minimum", "truediv": "divide", "div": "divide"}  # fmt: skip
 
@@ -120,7 +121,7 @@ class _Operation:
         module = str(getattr(node.target, "__module__", ""))
         if node.op == "call_function" and module.partition(".")[0] not in ("torch", "_operator", "operator", "None"):
             raise self.plan.refuse(f"the function {module}.{name}")
-        if name in _AS_MODULE or name == "boolean_dispatch":
+        if name in _AS_MODULE:
             return self._module(self._as_module(name), f"{self.prefix}{node.name}", node.args[:1])
         if name in _SAME:
             return self._value(node.args[0])
@@ -145,8 +146,6 @@ class _Operation:
     def _as_module(self, name: str) -> nn.Module:
         """The module that does what a function of torch does, with its settings."""
         given = {key: value for key, value in self.node.kwargs.items() if key not in ("inplace", "input", "training")}
-        if name == "boolean_dispatch":
-            name = "max_pool2d"
         module = _AS_MODULE[name]
         rest = self.node.args[1:]
         if name == "flatten" and not rest and not given:
@@ -157,8 +156,8 @@ class _Operation:
             raise self.plan.refuse(f"the operation {name!r} with {rest!r:.60}") from error
 
     def _merge(self, kind: str) -> Value:
-        left, right = self.node.args[:2]
-        if self.node.kwargs:
+        left, right, *more = self.node.args
+        if self.node.kwargs or more:
             raise self.plan.refuse(f"the operation {kind!r} with {dict(self.node.kwargs)!r:.60}")
         values = [self._is_value(side) for side in (left, right)]
         if all(values) and kind != "divide":
@@ -229,6 +228,13 @@ class _Operation:
             raise self.plan.refuse("a concatenation of unknown tensors")
         return concatenated(self.plan, [self._value(tensor) for tensor in tensors], dim)
 
+    def dropped(self) -> Value:
+        """Nothing, unless the code drops numbers outside training as well."""
+        settings = dict(zip(("input", "p", "training"), self.node.args)) | dict(self.node.kwargs)
+        if settings.get("training", True):
+            raise self.plan.refuse("dropout that never stops")
+        return self._value(self.node.args[0])
+
     def mean(self) -> Value:
         x, shape = self._value(self.node.args[0]), self.node.meta["tensor_meta"].shape
         dim = self.node.args[1] if len(self.node.args) > 1 else self.node.kwargs.get("dim")
@@ -247,4 +253,6 @@ _FUNCTIONS: dict[str, Callable[[_Operation], Value]] = {
     "cat": _Operation.concatenated,
     "concat": _Operation.concatenated,
     "mean": _Operation.mean,
+    "dropout": _Operation.dropped,
+    "dropout2d": _Operation.dropped,
 }

@@ -108,7 +108,7 @@ def inspect_file(
 
 def _weights_alone(path: Path, kind: str) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
     """The tensors and notes of a file that holds weights alone; None where it describes its net."""
-    if kind in (load.GOODNET, load.KERAS_ZIP):
+    if kind in (load.GOODNET, load.KERAS_ZIP, load.ONNX, load.EXPORT):
         return None
     if kind == load.HDF5:
         file = read_keras(path, name=str(path))
