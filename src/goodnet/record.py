@@ -40,7 +40,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """The net. `input` is in words (`55x47x3, 0..1`), `sha256` that of its file."""
+    """The net. `input` is in words (`55x47x3, 0..1`), `sha256` that of its file (of a folder: see `hugging_face`)."""
 
     name: str
     sha256: str

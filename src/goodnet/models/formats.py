@@ -68,11 +68,12 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A net as a format's reader leaves it. `shape` is (C, H, W) of its input."""
+    """A net as a format's reader leaves it. `shape` is (C, H, W) of its input; `input` where the file tells more."""
 
     net: nn.Module
     recipe: Recipe
     shape: Shape
+    input: InputSpec | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -77,10 +77,11 @@ def inspect_file(
     path = Path(path)
     if arch is not None and user_code.is_user_code(arch):
         raise UsageError(f"inspect runs nothing, so --arch takes one of our architectures, not {arch!r}")
-    digest = load.file_sha256(path)
+    digest = "" if path.is_dir() else load.file_sha256(path)
     kind = ""
     try:
         kind = load.file_format(path)
+        digest = digest or load.file_sha256(path)
         state = _weights_alone(path, kind)
         if state is not None and arch is None:
             return _tensors(path, kind, digest, *state)
@@ -108,7 +109,7 @@ def inspect_file(
 
 def _weights_alone(path: Path, kind: str) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
     """The tensors and notes of a file that holds weights alone; None where it describes its net."""
-    if kind in (load.GOODNET, load.KERAS_ZIP, load.ONNX, load.EXPORT):
+    if kind in (load.GOODNET, load.KERAS_ZIP, load.ONNX, load.EXPORT, load.HUGGING_FACE):
         return None
     if kind == load.HDF5:
         file = read_keras(path, name=str(path))

@@ -9,14 +9,23 @@ from pathlib import Path
 import torch
 
 from goodnet.errors import ModelError, UsageError
-from goodnet.models import export_graph, export_read, keras_load, onnx_graph, onnx_read, state_dict, user_code
+from goodnet.models import (
+    export_graph,
+    export_read,
+    hugging_face,
+    keras_load,
+    onnx_graph,
+    onnx_read,
+    state_dict,
+    user_code,
+)
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import Loaded, LoadOptions, Shape, one_line, to_device
 from goodnet.models.softmax import unwrap_softmax
 from goodnet.models.weights import load_ours
 
 HDF5, KERAS_ZIP, TORCH, SAFETENSORS, GOODNET = "Keras HDF5", "Keras 3 zip", "PyTorch", "safetensors", "GoodNet"
-ONNX, EXPORT = "ONNX", "torch.export"
+ONNX, EXPORT, HUGGING_FACE = "ONNX", "torch.export", "Hugging Face folder"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -35,7 +44,7 @@ def load_classifier(
 
     Args:
         path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, ONNX, torch.export `.pt2`, PyTorch state dict,
-            safetensors, or a GoodNet.
+            safetensors, a GoodNet, or a folder of Hugging Face's.
         arch: where the file holds weights alone: one of ours, or `FILE.py:CALLABLE`, the user's own code.
         classes: number of classes; needed only by user code that takes it, checked where given.
         input_range: `0..1` or `0..255`, what the net expects before `mean` and `std`.
@@ -67,6 +76,8 @@ def load_classifier(
 
 def file_format(path: Path) -> str:
     """Which of the formats a file is, by content. Raises ModelError where it is none, or is not there."""
+    if path.is_dir():
+        return HUGGING_FACE
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -104,7 +115,9 @@ def _members(path: Path) -> list[str]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of the file, in hexadecimal. Raises ModelError where it cannot be read."""
+    """Hash of the file, in hexadecimal; of a folder, see `hugging_face`. Raises ModelError where it cannot be read."""
+    if path.is_dir():
+        return hugging_face.folder_sha256(path, file_sha256)
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -118,6 +131,8 @@ def file_sha256(path: Path) -> str:
 def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
     if kind in (ONNX, EXPORT):
         return onnx_graph.load_onnx(path, options) if kind == ONNX else export_graph.load_export(path, options)
+    if kind == HUGGING_FACE:
+        return hugging_face.load_hugging_face(path, options)
     if kind in (HDF5, KERAS_ZIP):
         return keras_load.load_keras(path, options, zipped=kind == KERAS_ZIP)
     read = state_dict.read_safetensors if kind == SAFETENSORS else state_dict.read_torch
@@ -131,7 +146,7 @@ def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
 
 def _finish(loaded: Loaded, options: LoadOptions, path: Path, digest: str, device: str | torch.device) -> Classifier:
     """Checks the net on a probe batch, unwraps a softmax, counts its classes."""
-    spec = options.input_spec(loaded.shape)
+    spec = loaded.input or options.input_spec(loaded.shape)
     if spec.channels not in (1, 3):
         raise ModelError(f"{path}: expected a net for images of 1 or 3 channels, got one for {spec.describe()}")
     net = to_device(loaded.net.eval().requires_grad_(False), device)
@@ -146,7 +161,7 @@ def _finish(loaded: Loaded, options: LoadOptions, path: Path, digest: str, devic
         input=spec,
         classes=classes,
         recipe=unwrapped.recipe,
-        name=path.name,
+        name=path.name or path.resolve().name,
         sha256=digest,
         notes=(*loaded.notes, *unwrapped.notes),
     )

@@ -19,6 +19,14 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], *, name: str) -> N
     Raises:
         ModelError: missing or unexpected keys, other shapes, NaN or infinite values.
     """
+    check_fit(net, state, name=name)
+    check_finite(state, name=name)
+    counters = {key: value for key, value in net.state_dict().items() if key not in state}
+    net.load_state_dict({**counters, **state})
+
+
+def check_fit(net: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
+    """Raises ModelError where keys or shapes are not those of `net`, which may be on `meta`."""
     wanted = net.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in wanted]
@@ -29,9 +37,6 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], *, name: str) -> N
     if odd:
         first = f"{odd[0]} is {tuple(state[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}"
         raise ModelError(f"{name}: {len(odd)} weights have another shape: {first}")
-    check_finite(state, name=name)
-    counters = {key: value for key, value in wanted.items() if key not in state}
-    net.load_state_dict({**counters, **state})
 
 
 def check_finite(state: Mapping[str, Tensor], *, name: str) -> None:

@@ -28,6 +28,13 @@ class Fields:
             raise self.error(key, f"{count} whole numbers", value)
         return tuple(self._whole(key, item, low, high) for item in value)
 
+    def dims(self, key: str, most: int, low: int = 1, high: int = 1 << 26) -> tuple[int, ...]:
+        """1 to `most` whole numbers."""
+        value = self._take(key)
+        if not isinstance(value, list | tuple) or not 1 <= len(value) <= most:
+            raise self.error(key, f"1 to {most} whole numbers", value)
+        return tuple(self._whole(key, item, low, high) for item in value)
+
     def pair(self, key: str) -> tuple[int, int]:
         first, second = self.wholes(key, 2)
         return first, second

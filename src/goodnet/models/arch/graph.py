@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from goodnet.errors import ModelError, UnsafeFileError
+from goodnet.models.arch import layers, tensor_layers
 from goodnet.models.arch.fields import Fields
-from goodnet.models.arch.layers import LAYERS, Chain, Shape
+from goodnet.models.arch.layers import Chain, Shape
 from goodnet.models.arch.shapes import chain_shapes
 
 INPUT = "input"
@@ -25,6 +26,7 @@ MAX_LAYERS = 4096
 MAX_INPUTS = 256
 MAX_PARAMETERS = 1 << 29
 MAX_ELEMENTS = 1 << 26
+LAYERS = {**layers.LAYERS, **tensor_layers.LAYERS}
 _NAME = re.compile(r"[A-Za-z0-9_\-]{1,200}")
 
 
@@ -33,7 +35,7 @@ class GraphNet(nn.Module):
 
     Args:
         input: (C, H, W).
-        layers: one object a layer: `name`, `op` (a key of layers.LAYERS), `inputs` (names of earlier layers, or
+        layers: one object a layer: `name`, `op` (a key of LAYERS), `inputs` (names of earlier layers, or
             `input`), and the settings of that op.
         output: name of the layer whose output the net gives.
 

@@ -99,7 +99,7 @@ class Rescale(nn.Module):
         self.scale, self.offset = scale, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
+        shape = (1, -1, *(1 for _ in x.shape[2:]))
         return x * x.new_tensor(self.scale).view(shape) + x.new_tensor(self.offset).view(shape)
 
 
@@ -196,6 +196,8 @@ def _linear(spec: Fields, shapes: list[Shape]) -> Chain:
 
 def _batch_norm(spec: Fields, shapes: list[Shape]) -> Chain:
     shape = _only(spec, shapes)
+    if len(shape) > 3:
+        raise ModelError(f"{spec.where}: expected (N, F), (N, C, T) or (N, C, H, W), got {shapes!r:.80}")
     kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
     return [("", kind(shape[0], eps=spec.number("eps", 0.0, 1.0)))]
 
@@ -237,6 +239,8 @@ def _flatten(spec: Fields, shapes: list[Shape]) -> Chain:
 def _reshape(spec: Fields, shapes: list[Shape]) -> Chain:
     before, after = _only(spec, shapes), spec.shape("shape")
     order = spec.choice("order", ORDERS)
+    if len(before) not in (1, 3):
+        raise ModelError(f"{spec.where}: expected (N, F) or (N, C, H, W), got {shapes!r:.80}")
     if math.prod(before) != math.prod(after):
         raise spec.error("shape", f"{math.prod(before)} numbers, as its input has", after)
     flat: Chain = [("__flatten", Flatten(order))] if len(before) == 3 else []
@@ -262,7 +266,7 @@ def _concatenate(spec: Fields, shapes: list[Shape]) -> Chain:
     if len(shapes[0]) == 1 and axis in (-1, 1):
         return [("", Concatenate(1))]
     dims = {"hwc": {-1: 1, 1: 2, 2: 3, 3: 1}, "chw": {-1: 3, 1: 1, 2: 2, 3: 3}}[order]
-    if len(shapes[0]) == 1 or axis not in dims:
+    if any(len(shape) != 3 for shape in shapes) or axis not in dims:
         raise spec.error("axis", "one of its inputs'", axis)
     return [("", Concatenate(dims[axis]))]
 

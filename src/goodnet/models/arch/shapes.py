@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from goodnet.errors import ModelError
-from goodnet.models.arch import layers
+from goodnet.models.arch import layers, tensor_layers
 from goodnet.models.arch.layers import Chain, Shape
 
 
@@ -25,14 +25,18 @@ def chain_shapes(chain: Chain, shapes: list[Shape], where: str) -> list[Shape]:
             shape = _shape(module, shapes)
         except (ValueError, RuntimeError, IndexError) as error:
             raise ModelError(f"{where}: does not fit its input {shapes!r:.80} ({error})") from error
-        if len(shape) not in (1, 3) or min(shape) < 1:
-            raise ModelError(f"{where}: expected it to give (C, H, W) or (F,), got {shape} from {shapes!r:.80}")
+        if not 1 <= len(shape) <= tensor_layers.MAX_RANK or min(shape) < 1:
+            raise ModelError(
+                f"{where}: expected it to give (C, H, W), (F,) or the like, got {shape} from {shapes!r:.80}"
+            )
         out.append(shape)
         shapes = [shape]
     return out
 
 
 def _shape(module: nn.Module, shapes: list[Shape]) -> Shape:
+    if isinstance(module, tensor_layers.Shaped):
+        return module.out_shape(shapes)
     if isinstance(module, layers.Merge):
         return tuple(int(side) for side in np.broadcast_shapes(*shapes))
     if isinstance(module, layers.Concatenate):
@@ -53,7 +57,7 @@ def _shape(module: nn.Module, shapes: list[Shape]) -> Shape:
 def _reordered(module: nn.Module, shape: Shape) -> Shape:
     """Modules that keep the numbers and at most lay them out anew, and global pools."""
     if isinstance(module, nn.Linear):
-        return (module.out_features,)
+        return (*shape[:-1], module.out_features)
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         return (shape[0], 1, 1)
     if isinstance(module, nn.Flatten | layers.Flatten):
@@ -62,7 +66,7 @@ def _reordered(module: nn.Module, shape: Shape) -> Shape:
         return module.shape
     if isinstance(module, layers.Permute):
         return tuple(shape[axis - 1] for axis in module.dims[1:])
-    return shape  # activations, batch norm, rescaling
+    return shape  # activations, norms, rescaling
 
 
 def _windows(module: Any, shape: Shape, dilation: Sequence[int]) -> tuple[int, ...]:
