@@ -170,6 +170,33 @@ def argument(index: int, value: Json) -> Callable[[Json], Any]:
     return lambda graph: graph["nodes"][index]["inputs"].append({"name": "extra", "arg": value, "kind": 1})
 
 
+def instead(*nodes: Json) -> Callable[[dict[str, bytes]], None]:
+    """These operators instead of the relu; the last gives what it gave."""
+
+    def change(graph: Json) -> None:
+        nodes[-1]["outputs"] = graph["nodes"][1]["outputs"]
+        graph["nodes"][1:2] = nodes
+
+    return globals()["graph"](change)
+
+
+def node(target: str, output: str = "y", **inputs: Json) -> Json:
+    given = [{"name": name, "arg": value, "kind": 1} for name, value in inputs.items()]
+    return {"target": target, "inputs": given, "outputs": [{"as_tensor": {"name": output}}], "metadata": {}}
+
+
+def tensor(name: str) -> Json:
+    return {"as_tensor": {"name": name}}
+
+
+ATEN = "torch.ops.aten."
+CONV = tensor("conv2d")
+ENDLESS = [
+    {"target": "_operator.mul", "outputs": [{"as_sym_int": {"as_name": f"s{i + 1}"}}], "metadata": {}, "inputs": [
+        {"name": name, "arg": {"as_sym_int": {"as_name": f"s{i}"} if i else {"as_int": 1 << 40}}, "kind": 1}
+        for name in "ab"]}
+    for i in range(40)
+]  # fmt: skip
 WEIGHTS = "data/weights/model_weights_config.json"
 HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], type[GoodnetError], str]] = {
     "an operator of somebody's": (
@@ -180,6 +207,29 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, bytes]], None], type[GoodnetError],
     "an unknown argument": (graph(argument(0, {"as_int": 3})), ModelError, "does not know the setting 'extra'"),
     "a graph in an argument": (graph(argument(0, {"as_graph": {}})), UnsafeFileError, "a graph or an object"),
     "an object in an argument": (graph(argument(0, {"as_custom_obj": {}})), UnsafeFileError, "a graph or an object"),
+    "a softmax over the images": (
+        instead(node(f"{ATEN}softmax.int", self=CONV, dim={"as_int": 0})), ModelError, "an axis"),
+    "a mean over the images": (
+        instead(node(f"{ATEN}mean.dim", self=CONV, dim={"as_ints": [0]})), ModelError, "an axis"),
+    "another number of images": (
+        instead(node(f"{ATEN}view.default", self=CONV, size={"as_ints": [4, -1]})), ModelError, "a shape"),
+    "an axis beyond": (
+        instead(node(f"{ATEN}select.int", self=CONV, dim={"as_int": 9}, index={"as_int": 0})), ModelError, "an index"),
+    "a size of nowhere": (
+        instead(node(f"{ATEN}view.default", self=CONV, size={"as_sym_ints": [{"as_name": "s"}]})), ModelError, "size"),
+    "a size without end": (
+        instead(*ENDLESS, node(f"{ATEN}view.default", self=CONV, size={"as_sym_ints": [{"as_name": "s40"}]})),
+        UnsafeFileError, "bits; refused"),
+    "a range without end": (
+        instead(node(f"{ATEN}arange.default", "r", end={"as_int": 1 << 40}),
+                node(f"{ATEN}add.Tensor", self=CONV, other=tensor("r"))), ModelError, "a range"),
+    "a constant that is stretched": (
+        instead(node(f"{ATEN}arange.default", "r", end={"as_int": 1}),
+                node(f"{ATEN}expand.default", "e", self=tensor("r"), size={"as_ints": [1 << 30]}),
+                node(f"{ATEN}add.Tensor", self=CONV, other=tensor("e"))), UnsafeFileError, "of constants; refused"),
+    "a setting of another kind": (
+        instead(node(f"{ATEN}transpose.int", self=CONV, dim0={"as_int": 1}, dim1={"as_string": "x"})), ModelError,
+        "a size"),
     "a cycle": (
         graph(lambda g: g["nodes"][0]["inputs"][0]["arg"]["as_tensor"].update(name="relu")), ModelError, "before it"),
     "no operators": (graph(lambda g: g["nodes"].clear()), ModelError, "operators, got 0"),

@@ -125,6 +125,24 @@ CASES: dict[str, tuple[str, dict[str, Any], list[np.ndarray[Any, Any] | None]]] 
     "dropout": ("Dropout", {}, []),
     "turned": ("Transpose", {"perm": [0, 2, 3, 1]}, []),
     "reshaped": ("Reshape", {}, [i64(0, 6, -1, 4)]),
+    "erf": ("Erf", {}, []),
+    "square": ("Pow", {}, [f32(2.0).reshape(())]),
+    "cube": ("Pow", {}, [f32(3.0).reshape(())]),
+    "softmax over rows": ("Softmax", {"axis": 2}, []),
+    "norm of the last axis": ("LayerNormalization", {"epsilon": 1e-3}, [weights(8), weights(8)]),
+    "norm of two axes": ("LayerNormalization", {"axis": -2}, [weights(9, 8)]),
+    "product over the last axis": ("MatMul", {}, [weights(8, 5)]),
+    "product of matrices": ("MatMul", {}, [weights(3, 8, 5)]),
+    "offset of each pixel": ("Add", {}, [weights(3, 9, 8)]),
+    "factor of each column": ("Mul", {}, [weights(8)]),
+    "divisor of each row": ("Div", {}, [weights(1, 9, 1) + 3]),
+    "one channel": ("Gather", {"axis": 1}, [np.array(-1, np.int64)]),
+    "two rows": ("Gather", {"axis": 2}, [i64(3, 4)]),
+    "every second column": ("Slice", {}, [i64(1), i64(8), i64(3), i64(2)]),
+    "all but the last row": ("Slice", {}, [i64(0), i64(-1), i64(2)]),
+    "mean of the columns": ("ReduceMean", {"axes": [3], "keepdims": 0}, []),
+    "one more axis": ("Unsqueeze", {}, [i64(2, -1)]),
+    "images last": ("Transpose", {"perm": [1, 2, 3, 0]}, []),
     "reshaped and fixed batch": ("Reshape", {}, [i64(-1, 216)]),
 }  # fmt: skip
 
@@ -141,6 +159,9 @@ def one(name: str) -> Any:
     probe = model(nodes, {**constants, **half}, output="y")
     out = onnxruntime.InferenceSession(probe.SerializeToString()).run(None, {"x": np.zeros((1, *SHAPE), np.float32)})[0]
     last, extra = to_logits("y", out.size)
+    if name == "images last":  # and first again
+        nodes.append(helper.make_node("Transpose", ["y"], ["back"], perm=[3, 0, 1, 2]))
+        last, extra = to_logits("back", out.size)
     return model([*nodes, *last], {**constants, **half, **extra})
 
 

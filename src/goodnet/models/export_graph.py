@@ -1,6 +1,6 @@
 """A torch.export graph -> a GraphNet that gives the same logits, and the recipe to build it again.
 
-The operators are those of `torch.export.export` as it leaves convolutional nets and MLPs, before any decomposition.
+The operators are those of `torch.export.export` as it leaves classifiers, before any decomposition.
 Every argument that is given must be handled: one that is not could change what the net means.
 """
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from goodnet.errors import ModelError, UsageError
+from goodnet.models import export_constants, export_tensors
 from goodnet.models.arch.graph import INPUT
 from goodnet.models.export_read import read_export
 from goodnet.models.formats import Loaded, LoadOptions
-from goodnet.models.graph_walk import Array, Node, Walk, finished, image_shape
+from goodnet.models.graph_walk import Node, Walk, finished, image_shape
 
 _PREFIX = "torch.ops.aten."
 _PLAIN = {
@@ -30,7 +31,7 @@ _PLAIN = {
     "hardsigmoid": "hard_sigmoid",
     "exp": "exponential",
 }
-_MERGES = {"add": "add", "sub": "subtract", "mul": "multiply", "maximum": "maximum", "minimum": "minimum"}
+_FUNCTIONS = {"erf": "erf", "sqrt": "sqrt"}
 _SAME = ("dropout", "feature_dropout", "dropout2d", "contiguous", "clone", "detach", "alias", "lift_fresh_copy")
 
 
@@ -55,17 +56,25 @@ def load_export(path: Path, options: LoadOptions) -> Loaded:
         values={graph.input: INPUT},
         shapes={INPUT: shape},
         uses=Counter([*(name for node in graph.nodes for name in node.inputs), graph.output]),
+        batch=graph.shape[0],
     )
     for node in graph.nodes:
-        _translate(walk, node)
+        walk.step(node, _translate)
     return finished(walk, graph.output, shape)
 
 
 def _translate(walk: Walk, node: Node) -> None:
     name = node.op.removeprefix(_PREFIX).partition(".")[0].rstrip("_")
-    if not node.op.startswith(_PREFIX) or len(node.outputs) != 1:
-        raise ModelError(f"{walk.where(node)}: not one of PyTorch's own operators with one result")
-    if name in _PLAIN:
+    if export_constants.fold(walk, node):
+        return
+    if not node.op.startswith(_PREFIX):
+        raise ModelError(f"{walk.where(node)}: not one of PyTorch's own operators")
+    if len(node.outputs) != 1 and name not in export_tensors.SEVERAL:
+        raise ModelError(f"{walk.where(node)}: gives {len(node.outputs)} results; expected one")
+    if name in _FUNCTIONS:
+        walk.done(node, "self")
+        walk.add(node, "function", kind=_FUNCTIONS[name])
+    elif name in _PLAIN:
         walk.done(node, "self", "input")
         walk.add(node, "activation", kind=_PLAIN[name])
     elif name in _SAME:
@@ -75,18 +84,8 @@ def _translate(walk: Walk, node: Node) -> None:
     elif name in _OPS:
         _OPS[name](walk, node)
     else:
-        known = ", ".join(sorted({*_PLAIN, *_SAME, *_OPS}))
+        known = ", ".join(sorted({*_PLAIN, *_FUNCTIONS, *_SAME, *_OPS}))
         raise ModelError(f"{walk.where(node)}: not an operator that goodnet reads; it reads {known}")
-
-
-def _array(walk: Walk, node: Node, name: str) -> Array | None:
-    """A constant argument; None where it is left out."""
-    tensor = node.attributes.get(name)
-    if tensor is None:
-        return None
-    if tensor not in walk.constants:
-        raise ModelError(f"{walk.where(node)}: its argument {name!r:.40} has to be a weight")
-    return walk.constants[tensor]
 
 
 def _pair(walk: Walk, node: Node, name: str, default: list[int]) -> list[int]:
@@ -100,7 +99,7 @@ def _pair(walk: Walk, node: Node, name: str, default: list[int]) -> list[int]:
 
 def _conv2d(walk: Walk, node: Node) -> None:
     walk.done(node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    weight, bias = _array(walk, node, "weight"), _array(walk, node, "bias")
+    weight, bias = export_tensors.array(walk, node, "weight"), export_tensors.array(walk, node, "bias")
     if weight is None or weight.ndim != 4:
         raise walk.refuse(node, "weights", None if weight is None else weight.shape)
     down, right = _pair(walk, node, "padding", [0, 0])
@@ -119,19 +118,10 @@ def _conv2d(walk: Walk, node: Node) -> None:
     )
 
 
-def _linear(walk: Walk, node: Node) -> None:
-    walk.done(node, "input", "weight", "bias")
-    weight, bias = _array(walk, node, "weight"), _array(walk, node, "bias")
-    if weight is None or weight.ndim != 2:
-        raise walk.refuse(node, "weights", None if weight is None else weight.shape)
-    weights = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    walk.add(node, "linear", weights=weights, units=len(weight), bias=bias is not None)
-
-
 def _batch_norm(walk: Walk, node: Node) -> None:
     names = ("weight", "bias", "running_mean", "running_var")
     walk.done(node, "input", *names, "training", "momentum", "eps", "cudnn_enabled")
-    arrays = {name: _array(walk, node, name) for name in names}
+    arrays = {name: export_tensors.array(walk, node, name) for name in names}
     weights = {name: array for name, array in arrays.items() if array is not None}
     if node.attributes.get("training", False) or len(weights) != len(names):
         raise walk.refuse(node, "a batch norm", sorted(weights))
@@ -173,84 +163,6 @@ def _global_pool(walk: Walk, node: Node) -> None:
         raise walk.refuse(node, "output_size", size)
 
 
-def _mean(walk: Walk, node: Node) -> None:
-    walk.done(node, "self", "dim", "keepdim")
-    axes = node.attributes.get("dim") or []
-    if len(walk.shape_of(node)) != 3 or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
-        raise walk.refuse(node, "dim", axes)
-    walk.add(node, "global_pool", kind="average", keepdims=bool(node.attributes.get("keepdim", False)))
-
-
-def _flatten(walk: Walk, node: Node) -> None:
-    walk.done(node, "self", "start_dim", "end_dim")
-    rank = len(walk.shape_of(node)) + 1
-    start, end = (int(node.attributes.get(name, value)) % rank for name, value in (("start_dim", 0), ("end_dim", -1)))
-    if start != 1 or end != rank - 1:
-        raise walk.refuse(node, "start_dim and end_dim", (start, end))
-    walk.flatten(node)
-
-
-def _view(walk: Walk, node: Node) -> None:
-    """A shape whose first side is the batch, whatever it is called, and one of whose others may be -1."""
-    walk.done(node, "self", "size", "shape")
-    raw = node.attributes.get("size", node.attributes.get("shape")) or []
-    sides = [side.get("as_int", -1) if isinstance(side, dict) else side for side in raw][1:]
-    walk.reshape(node, sides, raw)
-
-
-def _permute(walk: Walk, node: Node) -> None:
-    walk.done(node, "self", "dims")
-    dims = [int(axis) % 4 for axis in node.attributes.get("dims") or []]
-    if len(walk.shape_of(node)) != 3 or sorted(dims) != [0, 1, 2, 3] or dims[0] != 0:
-        raise walk.refuse(node, "dims", dims)
-    walk.add(node, "permute", dims=dims[1:])
-
-
-def _merge(walk: Walk, node: Node) -> None:
-    """Two layers joined, or one and a number."""
-    walk.done(node, "self", "other", "alpha")
-    name = node.op.removeprefix(_PREFIX).partition(".")[0].rstrip("_")
-    other = node.attributes.get("other")
-    if node.attributes.get("alpha", 1) != 1 or node.attributes.get("self") in walk.constants:
-        raise walk.refuse(node, "an operand", node.attributes.get("self"))
-    if isinstance(other, str) and other not in walk.constants:
-        walk.join(node, "merge", [walk.source(node, 0), walk.source(node, 1)], kind=_MERGES[name])
-        return
-    if name in ("maximum", "minimum"):
-        raise walk.refuse(node, "an operand", other)
-    numbers = _numbers(walk, node, other)
-    scale, offset = ([1.0], [-number for number in numbers] if name == "sub" else numbers)
-    if name == "mul":
-        scale, offset = numbers, [0.0]
-    walk.add(node, "rescale", scale=scale, offset=offset)
-
-
-def _div(walk: Walk, node: Node) -> None:
-    walk.done(node, "self", "other")
-    numbers = _numbers(walk, node, node.attributes.get("other"))
-    if 0.0 in numbers:
-        raise walk.refuse(node, "a divisor", 0.0)
-    walk.add(node, "rescale", scale=[1 / number for number in numbers], offset=[0.0])
-
-
-def _numbers(walk: Walk, node: Node, other: Any) -> list[float]:
-    """A number, or a weight with one number a channel."""
-    if isinstance(other, int | float) and not isinstance(other, bool):
-        return [float(other)]
-    array = walk.constants.get(other) if isinstance(other, str) else None
-    if array is None:
-        raise walk.refuse(node, "an operand", other)
-    return [float(value) for value in walk.per_channel(node, array, walk.shape_of(node))]
-
-
-def _cat(walk: Walk, node: Node) -> None:
-    walk.done(node, "tensors", "dim")
-    inputs = [walk.source(node, i) for i in range(len(node.inputs))]
-    if int(node.attributes.get("dim", 0)) % (len(walk.shape_of(node)) + 1) != 1:
-        raise walk.refuse(node, "dim", node.attributes.get("dim", 0))
-    walk.join(node, "concatenate", inputs, axis=1, order="chw")
-
-
 def _hardtanh(walk: Walk, node: Node) -> None:
     walk.done(node, "self", "min_val", "max_val", "min", "max")
     low, high = (node.attributes.get(name, node.attributes.get(other, default)) for name, other, default in
@@ -277,37 +189,16 @@ def _gelu(walk: Walk, node: Node) -> None:
     walk.add(node, "activation", kind="gelu_tanh" if tanh else "gelu")
 
 
-def _softmax(walk: Walk, node: Node) -> None:
-    walk.done(node, "self", "dim", "dtype", "half_to_float")
-    if len(walk.shape_of(node)) != 1 or int(node.attributes.get("dim", 0)) not in (1, -1):
-        raise walk.refuse(node, "dim", node.attributes.get("dim"))
-    walk.add(node, "activation", kind="log_softmax" if "log" in node.op else "softmax")
-
-
 _OPS: dict[str, Callable[[Walk, Node], None]] = {
     "conv2d": _conv2d,
-    "linear": _linear,
     "batch_norm": _batch_norm,
     "max_pool2d": _pool,
     "avg_pool2d": _pool,
     "adaptive_avg_pool2d": _global_pool,
-    "mean": _mean,
-    "flatten": _flatten,
-    "view": _view,
-    "reshape": _view,
-    "permute": _permute,
-    "add": _merge,
-    "sub": _merge,
-    "mul": _merge,
-    "maximum": _merge,
-    "minimum": _merge,
-    "div": _div,
-    "cat": _cat,
     "hardtanh": _hardtanh,
     "clamp": _hardtanh,
     "leaky_relu": _leaky_relu,
     "elu": _elu,
     "gelu": _gelu,
-    "softmax": _softmax,
-    "log_softmax": _softmax,
+    **export_tensors.OPS,
 }

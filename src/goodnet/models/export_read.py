@@ -28,7 +28,7 @@ _MAX_NODES = 4096
 # torch's ScalarType, by number; bfloat16 is the upper half of a float32
 _TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f2", 7: "<f4", 8: "<f8", 12: "?", 13: "<u2"}
 _BFLOAT16 = 13
-_SIZE = "torch.ops.aten.sym_size.int"  # how many images there are, for a reshape
+_NAMES = {"as_tensor": "name", "as_sym_int": "as_name"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,16 @@ def read_export(path: Path) -> ExportedGraph:
         ) from error
 
 
+def _needed(nodes: list[Node], output: str) -> tuple[Node, ...]:
+    """Those that the output depends on: torch.export leaves what nobody asks for."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
+
+
 class _Archive:
     def __init__(self, archive: zipfile.ZipFile, path: Path):
         self.archive, self.path = archive, path
@@ -101,7 +111,7 @@ class _Archive:
             input=inputs[0],
             shape=tuple(int(side) if isinstance(side, int) and side > 0 else None for side in sizes),
             output=outputs[0]["arg"]["as_tensor"]["name"],
-            nodes=tuple(self._node(node) for node in graph["nodes"] if node["target"] != _SIZE),
+            nodes=_needed([self._node(node) for node in graph["nodes"]], outputs[0]["arg"]["as_tensor"]["name"]),
             constants=self._constants(kinds),
         )
 
@@ -144,9 +154,14 @@ class _Archive:
 
     def _node(self, raw: Mapping[str, Any]) -> Node:
         where = f"{self.path}: operator {raw['target']!r:.80}"
-        if any("as_tensor" not in output for output in raw["outputs"]):
-            raise ModelError(f"{where}: gives something else than one tensor")
+        outputs: list[str] = []
+        for output in raw["outputs"]:
+            (kind, value), *_ = output.items()
+            if kind not in ("as_tensor", "as_tensors", "as_sym_int"):
+                raise ModelError(f"{where}: gives something else than tensors")
+            outputs += [one["name"] for one in value] if kind == "as_tensors" else [value[_NAMES[kind]]]
         tensors: list[str] = []
+        sizes: list[str] = []
         attributes: dict[str, Any] = {}
         for given in raw["inputs"]:
             (kind, value), *_ = given["arg"].items()
@@ -159,12 +174,14 @@ class _Archive:
             elif kind in ("as_graph", "as_custom_obj", "as_string_to_argument"):
                 raise UnsafeFileError(f"{where}: carries a graph or an object of its own; refused")
             else:
+                listed = value if isinstance(value, list) else [value]
+                sizes += [one["as_name"] for one in listed if isinstance(one, dict) and "as_name" in one]
                 attributes[given["name"]] = None if kind == "as_none" else value
         return Node(
             op=str(raw["target"]),
-            name=str(raw.get("name") or raw["outputs"][0]["as_tensor"]["name"]),
-            inputs=tuple(tensors),
-            outputs=tuple(output["as_tensor"]["name"] for output in raw["outputs"]),
+            name=str(raw.get("name") or outputs[0]),
+            inputs=(*tensors, *sizes),
+            outputs=tuple(outputs),
             attributes=attributes,
         )
 

@@ -1,13 +1,14 @@
 """What a walk over the operators of somebody's graph has made so far, and how an operator adds to it.
 
-ONNX and torch.export files are graphs of operators; each operator becomes layers of a GraphNet.
+ONNX and torch.export files are graphs of operators; each operator becomes layers of a GraphNet. In a GraphNet the axis
+of images stands in front; in a file it may stand anywhere, and be joined with heads. A Layout says where it is in a
+tensor of the file: the numbers of each image, row after row, are those of the layer.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,17 +17,45 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from goodnet.errors import ModelError, UnsafeFileError, UsageError
+from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models.arch import GRAPH, build
 from goodnet.models.arch.graph import layer
 from goodnet.models.classifier import Recipe
-from goodnet.models.formats import Loaded, LoadOptions, Shape
+from goodnet.models.formats import Loaded, LoadOptions, Shape, one_line
 from goodnet.models.weights import load_weights
 
 Array = npt.NDArray[Any]
 Spec = dict[str, Any]
+BATCH = -(1 << 40)
+"""Stands for the number of images in shapes that a file computes; no size is as low. `2 * BATCH` is twice as many."""
 _SIDE = 4096
 _SOFTMAXES = ("softmax", "log_softmax")
+_ANY_LAYOUT = ("activation", "function")  # they look at one number at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where images are counted in a tensor of the file: along `axis`, by `major` runs of all images, with `times`
+    entries for each image in a run. (tokens * images, features) has as many runs as tokens, (images * heads, ...) as
+    many times as heads. In the layer the runs and the times are axes of their own, if there is more than one.
+    """
+
+    axis: int = 0
+    major: int = 1
+    times: int = 1
+
+    @property
+    def inner(self) -> int:
+        """How many axes of the layer the file's one axis holds."""
+        return (self.major > 1) + (self.times > 1)
+
+    @property
+    def each(self) -> int:
+        """Entries along the axis for each image."""
+        return self.major * self.times
+
+
+FIRST = Layout()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +78,11 @@ class Walk:
         opset: of ONNX's operators, for settings that changed their place; 0 for other graphs.
         constants: what is known without an image, by name.
         values: which layer gives a tensor, by the tensor's name.
+        batch: how many images the file is fixed to; None where it is not.
+        layouts: of tensors in which images are not counted first, by the tensor's name.
+        stretched: constants that stand for one of each image, alike.
+        sizes: whole numbers that the graph computes of shapes, by name.
+        nan_of: which tensor is asked for NaN, by the name of the answer.
         shapes: what each layer gives, batch left out.
         uses: how many operators take a tensor.
     """
@@ -59,6 +93,11 @@ class Walk:
     values: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     uses: Mapping[str, int]
+    batch: int | None = None
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    stretched: set[str] = field(default_factory=set)
+    sizes: dict[str, int] = field(default_factory=dict)
+    nan_of: dict[str, str] = field(default_factory=dict)
     specs: list[Spec] = field(default_factory=list)
     state: dict[str, Array] = field(default_factory=dict)
 
@@ -66,14 +105,21 @@ class Walk:
         return f"{self.file}: operator {node.name or node.outputs[0]!r:.80} ({node.op:.40})"
 
     def source(self, node: Node, index: int = 0) -> str:
-        """The layer that gives an input."""
+        """The layer that gives an input, in which images are counted first."""
         name = node.inputs[index] if index < len(node.inputs) else ""
+        layer, layout = self.value(node, name)
+        if layout != FIRST:
+            raise self.refuse(node, "an input whose images are not counted by its first axis", name)
+        return layer
+
+    def value(self, node: Node, name: str) -> tuple[str, Layout]:
+        """The layer that gives a tensor, and how that lies in the file."""
         if name not in self.values:
             what = "a constant" if name in self.constants else "made by no operator before it"
             raise ModelError(
                 f"{self.where(node)}: its input {name!r:.60} is {what}; expected one that the image decides"
             )
-        return self.values[name]
+        return self.values[name], self.layouts.get(name, FIRST)
 
     def shape_of(self, node: Node, index: int = 0) -> tuple[int, ...]:
         return self.shapes[self.source(node, index)]
@@ -89,12 +135,23 @@ class Walk:
 
     def add(self, node: Node, op: str, *, weights: Mapping[str, Array] | None = None, **settings: Any) -> None:
         """A layer on the node's first input, whose output becomes the node's."""
-        self.join(node, op, [self.source(node)], weights=weights, **settings)
+        if op in _ANY_LAYOUT and node.inputs:
+            layer, layout = self.value(node, node.inputs[0])
+            self.join(node, op, [layer], layout=layout, weights=weights, **settings)
+        else:
+            self.join(node, op, [self.source(node)], weights=weights, **settings)
 
     def join(
+        self, node: Node, op: str, inputs: list[str], *, weights: Mapping[str, Array] | None = None,
+        layout: Layout = FIRST, output: str = "", **settings: Any,
+    ) -> None:  # fmt: skip
+        """A layer on these layers, which gives the tensor `output`, the node's first if not said otherwise."""
+        self.gives(output or node.outputs[0], self.layer(node, op, inputs, weights=weights, **settings), layout)
+
+    def layer(
         self, node: Node, op: str, inputs: list[str], *, weights: Mapping[str, Array] | None = None, **settings: Any
-    ) -> None:
-        """A layer on these layers."""
+    ) -> str:
+        """A layer on these layers; its name."""
         name = self._free_name(node.name or node.outputs[0] or node.op)
         spec = {"name": name, "op": op, "inputs": inputs, **settings}
         try:
@@ -103,48 +160,25 @@ class Walk:
             raise type(error)(f"{self.where(node)}: {error}") from error
         self.specs.append(spec)
         self.state.update({f"{name}.{key}": value for key, value in (weights or {}).items()})
-        self.values[node.outputs[0]] = name
+        return name
+
+    def gives(self, output: str, layer: str, layout: Layout) -> None:
+        """A tensor of the file is what a layer gives."""
+        self.values[output] = layer
+        self.layouts[output] = layout
 
     def same(self, node: Node) -> None:
         """What changes nothing."""
-        self.values[node.outputs[0]] = self.source(node)
+        self.gives(node.outputs[0], *self.value(node, node.inputs[0] if node.inputs else ""))
 
-    def flatten(self, node: Node) -> None:
-        """(N, C, H, W) -> (N, F), row after row; what is flat stays."""
-        if len(self.shape_of(node)) == 1:
-            self.same(node)
-        else:
-            self.add(node, "flatten", order="chw")
-
-    def reshape(self, node: Node, sides: Sequence[int], said: object) -> None:
-        """To a shape without the batch, one side of which may be -1: whatever is left.
-
-        Args:
-            said: the whole shape as the file has it, for messages.
-        """
-        shape, sides = self.shape_of(node), list(sides)
-        known = math.prod(side for side in sides if side != -1)
-        if sides.count(-1) == 1 and known and math.prod(shape) % known == 0:
-            sides = [math.prod(shape) // known if side == -1 else side for side in sides]
-        if min(sides, default=0) < 0 or math.prod(sides) != math.prod(shape) or len(sides) not in (1, 3):
-            raise self.refuse(node, "a shape", said)
-        if tuple(sides) == shape:
-            self.same(node)
-        elif len(sides) == 1:
-            self.flatten(node)
-        else:
-            self.add(node, "reshape", shape=sides, order="chw")
-
-    def per_channel(self, node: Node, constant: Array, shape: tuple[int, ...]) -> Array:
-        """(1,) or (C,): what a constant is to each channel (or feature) of a layer that gives `shape`."""
-        channels, flat = shape[0], constant.reshape(-1).astype(np.float64)
-        sides = constant.shape
-        while len(sides) > len(shape) and sides[0] == 1:
-            sides = sides[1:]
-        fits = flat.size == 1 or sides == ((channels,) if len(shape) == 1 else (channels, 1, 1))
-        if not fits or not bool(np.isfinite(flat).all()):
-            raise self.refuse(node, "a constant", constant.shape)
-        return flat
+    def step(self, node: Node, translate: Callable[[Walk, Node], None]) -> None:
+        """One operator. Settings of a type or a number that no exporter writes end in a ModelError, too."""
+        try:
+            translate(self, node)
+        except (GoodnetError, MemoryError):
+            raise
+        except Exception as error:
+            raise ModelError(f"{self.where(node)}: settings that cannot be read ({one_line(error)})") from error
 
     def done(self, node: Node, *known: str) -> None:
         """Every attribute must be one that is handled: one that is not could change what the net means."""
@@ -201,6 +235,8 @@ def finished(walk: Walk, output: str, shape: tuple[int, int, int]) -> Loaded:
     last = next((spec for spec in walk.specs if spec["name"] == source), None)
     if source is None or last is None:
         raise ModelError(f"{walk.file}: its output {output!r:.80} is made by no operator")
+    if walk.layouts.get(output, FIRST) != FIRST:
+        raise ModelError(f"{walk.file}: expected its output {output!r:.80} to count images by its first axis")
     specs: list[Spec] = walk.specs
     notes: tuple[str, ...] = ()
     if last["op"] == "activation" and last["kind"] in _SOFTMAXES:

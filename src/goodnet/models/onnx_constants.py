@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from goodnet.errors import ModelError, UnsafeFileError
 from goodnet.models.formats import MAX_BYTES, one_line
-from goodnet.models.graph_walk import Array, Node
+from goodnet.models.graph_walk import BATCH, Array, Node
 
-BATCH = -(1 << 40)
-"""Stands for the number of images in what is computed of shapes; no size is as low."""
 _SMALL = 4096
+_STRETCHED = 1 << 20
+"""Numbers that sides of 1 may be stretched to: attention masks of 1024 tokens."""
 
 
 def fold(node: Node, constants: Mapping[str, Array], where: str) -> dict[str, Array]:
@@ -23,11 +25,15 @@ def fold(node: Node, constants: Mapping[str, Array], where: str) -> dict[str, Ar
     """
     arrays = [constants[name] for name in node.inputs if name]
     try:
-        out = FOLDED[node.op](node, arrays)
+        with np.errstate(all="ignore"):
+            out = FOLDED[node.op](node, arrays)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{where}: makes {error}") from error
     except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
         raise ModelError(f"{where}: does not fit its inputs ({one_line(error)})") from error
     held = sum(array.nbytes for array in constants.values())
-    if out.size > _SMALL and (out.size > max((array.size for array in arrays), default=0) or held > MAX_BYTES):
+    most = max((array.size for array in arrays), default=0) if node.op not in _STRETCH else _STRETCHED
+    if out.size > _SMALL and (out.size > most or held > MAX_BYTES):
         raise UnsafeFileError(f"{where}: makes {out.size} numbers of constants; refused")
     return {node.outputs[0]: out}
 
@@ -77,6 +83,55 @@ def _cast(node: Node, arrays: list[Array]) -> Array:
     return arrays[0].astype(kinds[int(node.attributes["to"])], copy=False)
 
 
+def _stretched(*arrays: Array) -> list[Array]:
+    """Sides of 1 stretched to the others', without memory; what would be too many numbers is refused before."""
+    size = math.prod(np.broadcast_shapes(*(array.shape for array in arrays)))
+    if size > _STRETCHED and size > max(array.size for array in arrays):
+        raise UnsafeFileError(f"{size} numbers of constants; refused")
+    return list(np.broadcast_arrays(*arrays))
+
+
+def _expand(node: Node, arrays: list[Array]) -> Array:
+    """To a shape in which BATCH is left at 1: what is the same for every image is one image's."""
+    sides = [1 if side == BATCH else int(side) for side in arrays[1].reshape(-1).tolist()]
+    if min(sides, default=1) < 1 or len(sides) > 8 or math.prod(sides) > MAX_BYTES:
+        raise ValueError("sizes out of bounds")
+    return _stretched(arrays[0], np.broadcast_to(np.zeros((), np.int8), sides))[0]
+
+
+def _constant_of_shape(node: Node, arrays: list[Array]) -> Array:
+    sides = [int(side) for side in arrays[0].reshape(-1).tolist()]
+    if min(sides, default=1) < 0 or math.prod(sides) > _SMALL:
+        raise ValueError("more numbers than a shape has sides")
+    value = np.asarray(node.attributes.get("value", np.zeros(1, np.float32))).reshape(-1)
+    return np.full(sides, value[0], value.dtype)
+
+
+def _divide(node: Node, arrays: list[Array]) -> Array:
+    """Whole numbers towards nought, as ONNX has it."""
+    first, second = _stretched(*arrays)
+    if first.dtype.kind == "f":
+        return np.asarray(first / second)
+    return np.asarray(np.abs(first) // np.abs(second) * np.sign(first) * np.sign(second))
+
+
+def _with(function: Callable[..., Any]) -> Callable[[Node, list[Array]], Array]:
+    """Number by number."""
+    return lambda node, arrays: np.asarray(function(*_stretched(*arrays)))
+
+
+_STRETCH: dict[str, Callable[[Node, list[Array]], Array]] = {
+    "Expand": _expand,
+    "Add": _with(np.add),
+    "Sub": _with(np.subtract),
+    "Mul": _with(np.multiply),
+    "Div": _divide,
+    "Mod": _with(np.mod),
+    "Pow": _with(np.power),
+    "Equal": _with(np.equal),
+    "Where": _with(np.where),
+    "Sqrt": _with(np.sqrt),
+}
 FOLDED: dict[str, Callable[[Node, list[Array]], Array]] = {
     "Constant": _constant,
     "Identity": lambda node, arrays: arrays[0],
@@ -88,5 +143,7 @@ FOLDED: dict[str, Callable[[Node, list[Array]], Array]] = {
     "Concat": _concat,
     "Transpose": lambda node, arrays: np.transpose(arrays[0], node.attributes.get("perm")),
     "Reshape": lambda node, arrays: np.reshape(arrays[0], arrays[1].tolist()),
+    "ConstantOfShape": _constant_of_shape,
+    **_STRETCH,
 }
 """What is evaluated where all its inputs are constants."""

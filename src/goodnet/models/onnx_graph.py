@@ -10,8 +10,9 @@ import numpy as np
 from goodnet.errors import ModelError, UsageError
 from goodnet.models.arch.graph import INPUT
 from goodnet.models.formats import Loaded, LoadOptions, Shape
-from goodnet.models.graph_walk import Node, Walk, finished, image_shape
-from goodnet.models.onnx_constants import BATCH, FOLDED, fold
+from goodnet.models.graph_tensors import dims_of
+from goodnet.models.graph_walk import BATCH, Node, Walk, finished, image_shape
+from goodnet.models.onnx_constants import FOLDED, fold
 from goodnet.models.onnx_ops import translate
 from goodnet.models.onnx_read import OnnxGraph, read_onnx
 
@@ -29,13 +30,27 @@ def load_onnx(path: Path, options: LoadOptions) -> Loaded:
     graph = read_onnx(path)
     walk, shape = _start(graph, options, str(path))
     for node in graph.nodes:
-        if node.op in FOLDED and all(name in walk.constants or not name for name in node.inputs):
-            walk.constants.update(fold(node, walk.constants, walk.where(node)))
-        elif node.op == "Shape":
-            walk.constants[node.outputs[0]] = np.array([BATCH, *walk.shape_of(node)], np.int64)
-        else:
-            translate(walk, node)
+        walk.step(node, _step)
     return finished(walk, graph.output, shape)
+
+
+def _step(walk: Walk, node: Node) -> None:
+    known = all(name in walk.constants or not name for name in node.inputs)
+    if node.op in FOLDED and known:
+        walk.constants.update(fold(node, walk.constants, walk.where(node)))
+        to_all = node.op == "Expand" and BATCH in walk.constants[node.inputs[1]]
+        if to_all or walk.stretched.intersection(node.inputs):
+            walk.stretched.add(node.outputs[0])
+    elif node.op == "Shape":
+        walk.done(node, "start", "end")
+        (name,) = node.inputs
+        if name in walk.stretched:
+            raise walk.refuse(node, "the shape of a constant that is stretched to all images", name)
+        sides = list(walk.constants[name].shape) if known else dims_of(walk, node, name)
+        start, end = node.attributes.get("start", 0), node.attributes.get("end")
+        walk.constants[node.outputs[0]] = np.array(sides[start:end], np.int64)
+    else:
+        translate(walk, node)
 
 
 def _start(graph: OnnxGraph, options: LoadOptions, file: str) -> tuple[Walk, Shape]:
@@ -53,6 +68,7 @@ def _start(graph: OnnxGraph, options: LoadOptions, file: str) -> tuple[Walk, Sha
         values={graph.input: INPUT},
         shapes={INPUT: shape},
         uses=Counter([*(name for node in graph.nodes for name in node.inputs), graph.output]),
+        batch=graph.shape[0],
     )
     if last:
         turned = Node(op="Transpose", name="nhwc", inputs=(graph.input,), outputs=(graph.input,))
