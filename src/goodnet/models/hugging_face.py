@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import stat
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from goodnet.errors import ModelError, UnsafeFileError, UsageError
 from goodnet.models import state_dict
@@ -82,9 +81,9 @@ def load_hugging_face(path: Path, options: LoadOptions) -> Loaded:
     classes = _classes(folder, state)
     drawing = draw_net(folder.config, spec.shape, classes, where)
     recipe = Recipe(arch=GRAPH, options={"input": list(spec.shape), "layers": drawing.specs, "output": drawing.last})
+    sketch = _sketch(recipe, path)
     ours, left = _translated(drawing, state, str(path))
-    with torch.device("meta"):
-        check_fit(build(recipe), ours, name=str(path))  # before memory is taken
+    check_fit(sketch, ours, name=str(path))
     net = build(recipe)
     load_weights(net, ours, name=str(path))
     said = () if left == 0 else (f"left {left} weights that are no part of the classifier",)
@@ -95,6 +94,15 @@ def load_hugging_face(path: Path, options: LoadOptions) -> Loaded:
         input=spec,
         notes=(*notes, *said, *_notes(folder, options, spec)),
     )
+
+
+def _sketch(recipe: Recipe, path: Path) -> nn.Module:
+    """The net without memory, so that sizes are known before any is taken."""
+    try:
+        with torch.device("meta"):
+            return build(recipe)
+    except ModelError as error:  # UnsafeFileError is one
+        raise type(error)(f"{path}: {error}") from error
 
 
 def folder_sha256(path: Path, file_sha256: Callable[[Path], str]) -> str:
@@ -239,11 +247,7 @@ def _translated(drawing: Drawing, state: Mapping[str, Tensor], name: str) -> tup
         raise ModelError(f"{name}: the weights do not fit its {CONFIG}: {what}")
     ours = {}
     for key, theirs in drawing.keys.items():
-        value = state[theirs]
-        shape = drawing.reshaped.get(key)
-        if shape is not None and value.numel() == math.prod(shape):
-            value = value.reshape(shape)
-        ours[key] = value
+        ours[key] = drawing.made[key](state[theirs]) if key in drawing.made else state[theirs]
     return ours, len(left)
 
 

@@ -5,14 +5,20 @@ A layer has the name that its weights have in the folder, with `_` for the dots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from goodnet.errors import UnsafeFileError
 from goodnet.models.arch.fields import Fields
 from goodnet.models.arch.graph import INPUT, layer
 
 MAX_DEPTH = 256
+MAX_CONSTANTS = 1 << 26
+"""Numbers that may be made of a folder's tokens, places and tables: a table of Swin's grows with the image."""
 WIDEST = 1 << 16
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -36,14 +42,16 @@ class Drawing:
     Attributes:
         shapes: what each layer gives, batch left out.
         keys: which of the folder's weights is which of ours, by our name.
-        reshaped: ours that lie in another shape in the folder (tokens and positions have a batch of 1 there).
+        made: how ours are made of the folder's, where they are not the same.
+        numbers: in all constants.
         last: the newest layer, on which the next one goes.
     """
 
     shapes: dict[str, tuple[int, ...]]
     specs: list[dict[str, Any]] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
-    reshaped: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    made: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    numbers: int = 0
     last: str = INPUT
 
     @property
@@ -65,11 +73,16 @@ class Drawing:
         """A layer without weights."""
         return self.add(op, op, *inputs, weights=(), **settings)
 
-    def constant(self, key: str, shape: tuple[int, ...]) -> str:
-        """A weight of the folder as a tensor of its own."""
+    def constant(
+        self, key: str, shape: tuple[int, ...], made: Callable[[Tensor], Tensor] | None = None
+    ) -> str:  # fmt: skip
+        """A weight of the folder as a tensor of its own; what is `made` of it, or itself less a batch of 1."""
         name = self.add(key, "constant", INPUT, weights=(), shape=list(shape))
         self.keys[f"{name}.value"] = key
-        self.reshaped[f"{name}.value"] = shape
+        self.numbers += math.prod(shape)
+        if self.numbers > MAX_CONSTANTS:
+            raise UnsafeFileError(f"makes more than {MAX_CONSTANTS} numbers of tables and places; refused")
+        self.made[f"{name}.value"] = made or (lambda value: _reshaped(value, shape))
         return name
 
     def merge(self, kind: str, *inputs: str) -> str:
@@ -108,6 +121,10 @@ class Drawing:
         while name in self.shapes:
             name, count = f"{base}_{count}", count + 1
         return name
+
+
+def _reshaped(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return value.reshape(shape) if value.numel() == math.prod(shape) else value  # refused for its shape
 
 
 def _with(bias: bool) -> tuple[str, ...]:

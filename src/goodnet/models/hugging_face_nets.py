@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from goodnet.errors import ModelError
-from goodnet.models import hugging_face_cnns, hugging_face_vits
+from goodnet.models import hugging_face_cnns, hugging_face_swin, hugging_face_vits
 from goodnet.models.arch.graph import INPUT
 from goodnet.models.formats import Shape
 from goodnet.models.hugging_face_drawing import Drawing
@@ -15,10 +15,11 @@ NETS: dict[str, Callable[[Drawing, Mapping[str, Any], int, str], None]] = {
     "resnet": hugging_face_cnns.resnet,
     "vit": hugging_face_vits.vit,
     "deit": hugging_face_vits.deit,
+    "swin": hugging_face_swin.swin,
     "mobilenet_v2": hugging_face_cnns.mobilenet_v2,
     "convnext": hugging_face_cnns.convnext,
 }
-SIZED = ("vit", "deit")
+SIZED = ("vit", "deit", "swin")
 """Nets that take images of one size alone, which their config states."""
 HEADS = ("classifier", "classifier.1", "cls_classifier")
 """What the last layer is called in the folder."""

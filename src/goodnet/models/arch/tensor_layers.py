@@ -106,7 +106,7 @@ class Attention(Shaped):
         if len(q) < 2 or k[:-2] != q[:-2] or v[:-2] != q[:-2] or k[-1] != q[-1] or len(v) != len(k) or v[-2] != k[-2]:
             raise ValueError("expected queries, keys and values (..., tokens, features) that belong together")
         scores = (*q[:-1], k[-2])
-        if mask and tuple(np.broadcast_shapes(mask[0], scores)) != scores:
+        if mask and (len(mask[0]) != len(scores) or tuple(np.broadcast_shapes(mask[0], scores)) != scores):
             raise ValueError(f"expected a mask for scores {scores}")
         if math.prod(scores) > MAX_SCORES:
             raise ValueError(f"weighs {math.prod(scores)} pairs of tokens, more than {MAX_SCORES}")
