@@ -226,6 +226,18 @@ def test_a_softmax_at_the_end_is_left_out_and_said(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+class Rolled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.roll((1, -2), (2, 3))
+
+
+def test_a_padding_and_a_roll_as_pytorch_writes_them(tmp_path: Path) -> None:
+    """Without folding the padding's sides are computed, back to front."""
+    net = nn.Sequential(nn.ZeroPad2d((1, 0, 2, 3)), Rolled(), nn.Flatten(), nn.Linear(3 * 14 * 9, 5)).eval()
+    axes = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}, "do_constant_folding": False}
+    compared(export(net, tmp_path / "net.onnx", SHAPE, **axes), RANDOM.random((4, *SHAPE), np.float32))
+
+
 EXPORTED: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "deepid": ({"classes": 7}, (3, 55, 47)),
     "small-vgg": ({"classes": 7}, (3, 32, 32)),

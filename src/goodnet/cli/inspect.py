@@ -91,7 +91,7 @@ def _say(info: FileInfo) -> None:
         click.echo(f"{'note':<13}{_plain(note)}")
     for layer in info.layers:
         shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in layer.weights)
-        click.echo(f"  {_plain(layer.name):<24}{layer.kind:<18}{_plain(shapes)}")
+        click.echo(f"  {_plain(layer.name):<23} {layer.kind:<17} {_plain(shapes)}")
 
 
 def _plain(text: str) -> str:

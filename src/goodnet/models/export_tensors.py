@@ -247,6 +247,26 @@ def _numbers(walk: Walk, node: Node, other: Any) -> list[float]:
     return [float(value) for value in constant.reshape(-1)]
 
 
+def _pad(walk: Walk, node: Node) -> None:
+    """Noughts around an image."""
+    walk.done(node, "self", "pad", "mode", "value")
+    sides, value = wholes(walk, node, "pad"), node.attributes.get("value")
+    plain = node.attributes.get("mode", "constant") == "constant" and value in (None, 0)
+    if not plain or len(walk.shape_of(node)) != 3 or len(sides) not in (2, 4) or min(sides) < 0:
+        raise walk.refuse(node, "padding", sides)
+    walk.add(node, "zero_pad", pads=[*sides, 0, 0][:4])
+
+
+def _roll(walk: Walk, node: Node) -> None:
+    walk.done(node, "self", "shifts", "dims")
+    name, shifts, dims = _tensor(walk, node), wholes(walk, node, "shifts"), wholes(walk, node, "dims")
+    axes = [graph_tensors.axis_of(walk, node, name, axis) for axis in dims]
+    if not axes or len(shifts) != len(axes):
+        raise walk.refuse(node, "shifts and dims", (shifts, dims))
+    layer, layout = walk.value(node, name)
+    walk.join(node, "roll", [layer], layout=layout, axes=axes, shifts=shifts)
+
+
 def _power(walk: Walk, node: Node) -> None:
     walk.done(node, "self", "exponent")
     if node.attributes.get("exponent") != 2:
@@ -282,4 +302,7 @@ OPS: dict[str, Callable[[Walk, Node], None]] = {
     "cat": _cat,
     **dict.fromkeys(_MERGES, _merge),
     "pow": _power,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    "roll": _roll,
 }

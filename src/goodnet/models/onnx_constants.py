@@ -64,12 +64,15 @@ def _squeeze(node: Node, arrays: list[Array]) -> Array:
 
 
 def _slice(node: Node, arrays: list[Array]) -> Array:
+    """Also backwards, as exporters turn the sides of a padding round."""
     data, starts, ends, *rest = arrays
-    axes = rest[0].reshape(-1).tolist() if rest else [0]
-    steps = rest[1].reshape(-1).tolist() if len(rest) > 1 else [1]
-    if data.ndim != 1 or axes != [0] or steps != [1]:
-        raise ValueError("only a list of sizes is cut")
-    return data[int(starts.reshape(-1)[0]) : int(ends.reshape(-1)[0])]
+    axes = rest[0].reshape(-1).tolist() if rest else list(range(starts.size))
+    steps = rest[1].reshape(-1).tolist() if len(rest) > 1 else [1] * starts.size
+    for axis, start, end, step in zip(axes, starts.reshape(-1).tolist(), ends.reshape(-1).tolist(), steps, strict=True):
+        cut = [slice(None)] * data.ndim
+        cut[axis] = slice(start, None if step < 0 and end < -data.shape[axis] else end, step)
+        data = data[tuple(cut)]
+    return data
 
 
 def _concat(node: Node, arrays: list[Array]) -> Array:
