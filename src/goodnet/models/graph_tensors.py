@@ -224,7 +224,7 @@ def constant_like(walk: Walk, node: Node, array: Array, layout: Layout, rank: in
     shape = [*full.shape[: layout.axis], *(1,) * layout.inner, *full.shape[layout.axis + 1 :]]
     if not np.isfinite(full).all():
         raise walk.refuse(node, "a constant that is not finite", array.shape)
-    return walk.layer(node, "constant", [INPUT], weights={"value": full.reshape(shape)}, shape=shape)
+    return walk.layer(node, "constant", [INPUT], weights={"value": full.reshape(-1)}, shape=shape)
 
 
 def merged(walk: Walk, node: Node, kind: str, names: Sequence[str], output: str) -> None:

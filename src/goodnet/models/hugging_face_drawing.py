@@ -76,13 +76,13 @@ class Drawing:
     def constant(
         self, key: str, shape: tuple[int, ...], made: Callable[[Tensor], Tensor] | None = None
     ) -> str:  # fmt: skip
-        """A weight of the folder as a tensor of its own; what is `made` of it, or itself less a batch of 1."""
+        """A weight of the folder as a tensor of its own; what is `made` of it, or itself."""
         name = self.add(key, "constant", INPUT, weights=(), shape=list(shape))
         self.keys[f"{name}.value"] = key
         self.numbers += math.prod(shape)
         if self.numbers > MAX_CONSTANTS:
             raise UnsafeFileError(f"makes more than {MAX_CONSTANTS} numbers of tables and places; refused")
-        self.made[f"{name}.value"] = made or (lambda value: _reshaped(value, shape))
+        self.made[f"{name}.value"] = lambda value: (made(value) if made else value).reshape(-1)
         return name
 
     def merge(self, kind: str, *inputs: str) -> str:
@@ -121,10 +121,6 @@ class Drawing:
         while name in self.shapes:
             name, count = f"{base}_{count}", count + 1
         return name
-
-
-def _reshaped(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return value.reshape(shape) if value.numel() == math.prod(shape) else value  # refused for its shape
 
 
 def _with(bias: bool) -> tuple[str, ...]:

@@ -51,18 +51,21 @@ class Function(Shaped):
 
 
 class Constant(Shaped):
-    """(N, ...) -> `value` (N, *shape): the same for every image. Of its input only the number of images counts."""
+    """(N, ...) -> `value` as (N, *shape): the same for every image. Of its input only the number of images counts.
+
+    The numbers lie in a row: of parameters with four or five axes torch would think that they are pictures.
+    """
 
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
-        self.value = nn.Parameter(torch.zeros(shape))
+        self.value = nn.Parameter(torch.zeros(math.prod(shape)))
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.value)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.value.expand(x.shape[0], *self.shape)
+        return self.value.view(self.shape).expand(x.shape[0], *self.shape)
 
     def out_shape(self, shapes: list[Shape]) -> Shape:
         return self.shape
