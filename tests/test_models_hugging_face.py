@@ -384,6 +384,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], type[GoodnetError], str]] = {
                 "none, as a net without a head"),
     "another shape": (weights(lambda state: state.update({"vit.layernorm.bias": torch.zeros(17)})), ModelError,
                       "another shape"),
+    "places that lie across": (
+        weights(lambda state: state.update({"vit.embeddings.position_embeddings": torch.zeros(1, 16, 5)})), ModelError,
+        "another shape"),
     "NaN": (weights(lambda state: state["vit.layernorm.bias"].fill_(float("nan"))), ModelError, "NaN"),
     "not JSON": (text("{model_type: vit}"), ModelError, "expected JSON"),
     "not an object": (text("[]"), ModelError, "a JSON object"),

@@ -82,7 +82,7 @@ class Drawing:
         self.numbers += math.prod(shape)
         if self.numbers > MAX_CONSTANTS:
             raise UnsafeFileError(f"makes more than {MAX_CONSTANTS} numbers of tables and places; refused")
-        self.made[f"{name}.value"] = lambda value: (made(value) if made else value).reshape(-1)
+        self.made[f"{name}.value"] = lambda value: _in_a_row(made(value) if made else value, shape)
         return name
 
     def merge(self, kind: str, *inputs: str) -> str:
@@ -121,6 +121,12 @@ class Drawing:
         while name in self.shapes:
             name, count = f"{base}_{count}", count + 1
         return name
+
+
+def _in_a_row(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Flat, if its sides are those of `shape` but for sides of 1; else as it is, to be refused for its shape."""
+    alike = [side for side in value.shape if side != 1] == [side for side in shape if side != 1]
+    return value.reshape(-1) if alike else value.unsqueeze(0)
 
 
 def _with(bias: bool) -> tuple[str, ...]:
