@@ -89,7 +89,8 @@ class LabelResult:
         preference: mean logit over smooth random pictures that show nothing, less the median of all labels.
         joint_p_value: of mask, margin and preference together: the sum of their deviations against that of the others.
         restart_norms: L1 of the smallest successful masks of further searches from other starts; `mask_norm` is then
-            the geometric mean of all.
+            the median of all, with the first one's.
+        restart_margins: margins that further ascents from other starts reached; `margin` is then the median of all.
         mask_norm: L1 of the smallest successful mask, in pixels.
         norm_ratio: mask_norm over the median of the labels that it is compared with.
         mask_share: mask_norm over the number of pixels of an image.
@@ -123,6 +124,7 @@ class LabelResult:
     preference: float | None = None
     joint_p_value: float | None = None
     restart_norms: tuple[float, ...] = ()
+    restart_margins: tuple[float, ...] = ()
     flagged: bool = False
 
 
