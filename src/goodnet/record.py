@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from goodnet import strict_json
+from goodnet.layers import ChangedLayer as ChangedLayer
+from goodnet.layers import PrunedLayer as PrunedLayer
 
 VERDICTS = ("clean", "suspect", "inconclusive")
 
@@ -88,9 +90,8 @@ class LabelResult:
         margin_p_value: of the margin alone.
         preference: mean logit over smooth random pictures that show nothing, less the median of all labels.
         joint_p_value: of mask, margin and preference together: the sum of their deviations against that of the others.
-        restart_norms: L1 of the smallest successful masks of further searches from other starts; `mask_norm` is then
-            the median of all, with the first one's.
-        restart_margins: margins that further ascents from other starts reached; `margin` is then the median of all.
+        restart_norms, restart_margins: of the smallest successful masks of further searches from other starts, and of
+            further ascents; `mask_norm`, `screen_norm` and `margin` are then medians, with the first look's.
         mask_norm: L1 of the smallest successful mask, in pixels.
         norm_ratio: mask_norm over the median of the labels that it is compared with.
         mask_share: mask_norm over the number of pixels of an image.
@@ -313,18 +314,6 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrunedLayer:
-    """The channels (or, of a linear layer, neurons) that were cut, in the order in which they went.
-
-    `side` is `output` for the layer's own channels, `input` for the neurons in front of it.
-    """
-
-    layer: str
-    channels: tuple[int, ...]
-    side: str = "output"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Tried:
     """One of the repairs that `--method auto` has tried, or not (`accepted` is null), as judged: the worst `asr`, the
     least `detection`."""
@@ -352,7 +341,8 @@ class RepairRecord:
     labels that were repaired at first, and those that each scan of the repaired net has added. `fpr_strangers` is the
     share of surrogate images, kept back, that class N takes; `fpr_target` of those clean images kept back, surrogate
     ones too, that the BadNet answers with a repaired label: a repair that refuses them all hides the backdoor. `tried`
-    is what `--method auto` has tried, in that order.
+    is what `--method auto` has tried, in that order. `changed` says how much of each layer the repaired net
+    has changed; empty where its layers are others than the BadNet's.
     """
 
     accepted: bool | None
@@ -380,6 +370,7 @@ class RepairRecord:
     surrogate_data: DataInfo | None = None
     guard: MethodInfo | None = None
     tried: tuple[Tried, ...] = ()
+    changed: tuple[ChangedLayer, ...] = ()
     format: str = "goodnet.repair/1"
 
 

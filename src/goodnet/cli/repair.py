@@ -328,7 +328,7 @@ def _say(record: RepairRecord, *, asked: bool) -> None:
     print_text(f"{verdict}: {'; '.join(record.reasons)}.")
     for row in record.tried:
         print_text(f"- tried {row.name}: {words.tried(row)}")
-    for line in words.refused(record):
+    for line in words.costs(record):
         print_text(line)
     if record.goodnet_file is not None:
         click.echo(f"GoodNet: {visible(record.goodnet_file)}")
