@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from goodnet.attacks.train import PlantedNet, plant_faces
 from goodnet.auto import auto
@@ -20,6 +19,8 @@ from goodnet.found import Found
 from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
+from goodnet.models.weights import write_tensors
+from goodnet.outputs import replacing
 from goodnet.progress import Progress, silent
 from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
 from goodnet.scan import scan
@@ -116,7 +117,7 @@ def _repair(
         progress=_named(settings.progress, "repair"),
     )
     measured = evaluate(
-        load_classifier(target),
+        load_classifier(target, sandbox=False),
         planted.test.images,
         [replace(planted.poisoned[TRIGGER], name=f"{TRIGGER}.npz")],
         before=badnet,
@@ -145,8 +146,9 @@ def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images, ot
     nets = {}
     for name, net in planted.items():
         path = out / f"{name}.safetensors"
-        save_file({key: value.contiguous() for key, value in net.classifier.net.state_dict().items()}, path)
-        nets[name] = load_classifier(path, arch="deepid")
+        with replacing(path) as part:
+            write_tensors(net.classifier.net.state_dict(), part)
+        nets[name] = load_classifier(path, arch="deepid", sandbox=False)
     bad = planted["badnet"]
     _write_images(out / "clean.npz", clean)
     _write_images(out / "strangers.npz", others)
@@ -157,4 +159,5 @@ def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images, ot
 
 def _write_images(path: Path, images: Images) -> None:
     columns: dict[str, Any] = {"data": images.pixels, "label": images.labels, "true_label": images.true_labels}
-    np.savez_compressed(path, **{key: value for key, value in columns.items() if value is not None})
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **{key: value for key, value in columns.items() if value is not None})
