@@ -7,9 +7,11 @@ and before the file is opened. Needs no torch. What the system does not offer is
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +32,7 @@ class Limits:
     """Bounds on one process.
 
     Attributes:
-        cpu_seconds: of processor time, starting Python and torch counted.
+        cpu_seconds: of processor time, beyond what starting Python and torch has taken.
         wall_seconds: after which it is ended, whatever it waits for.
         memory: bytes of address space beyond what Python and torch reserve themselves; also of the file it writes.
     """
@@ -41,10 +43,11 @@ class Limits:
 
     @classmethod
     def for_file(cls, size: int) -> Limits:
-        """60 s of processor time, 180 s and 2 GiB, and a second, four seconds and 8 bytes more a file's 50 MiB and
-        byte: a file of random float16 weights needs 4 bytes a byte to become a net."""
-        blocks = size // (50 * _MIB)
-        return cls(cpu_seconds=60 + blocks, wall_seconds=180 + 4 * blocks, memory=2 * _GIB + 8 * size)
+        """For a file of `size` bytes: 6 s of processor time, 60 s in all and 2 GiB of memory; for every 10 MiB of it a
+        second, four seconds and 80 MiB more. A small net takes a tenth of a second; random float16 weights need
+        4 bytes a byte to become one; a file may be packed."""
+        blocks = size // (10 * _MIB)
+        return cls(cpu_seconds=6 + blocks, wall_seconds=60 + 4 * blocks, memory=2 * _GIB + 8 * size)
 
     def words(self) -> str:
         """`60 s of processor time, 180 s, 2.0 GiB`."""
@@ -74,10 +77,10 @@ def confine(limits: Limits) -> tuple[str, ...]:
         return ("processor time", "memory", "writing")
     if hasattr(signal, "alarm"):
         signal.alarm(limits.wall_seconds + 5)  # should nobody be left to end it
-    reserved = _reserved()
+    reserved, spent = _reserved(), math.ceil(time.process_time())
     bounds = [
         ("RLIMIT_CORE", 0, 0),
-        ("RLIMIT_CPU", limits.cpu_seconds, limits.cpu_seconds + 2),
+        ("RLIMIT_CPU", spent + limits.cpu_seconds, spent + limits.cpu_seconds + 2),
         ("RLIMIT_FSIZE", limits.memory, limits.memory),
         ("RLIMIT_NOFILE", _FILES, _FILES),
         ("RLIMIT_NPROC", 0, 0),  # no new process; does not bind root
