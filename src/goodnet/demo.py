@@ -20,7 +20,7 @@ from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
 from goodnet.models.weights import write_tensors
-from goodnet.outputs import replacing
+from goodnet.outputs import claimed, replacing
 from goodnet.progress import Progress, silent
 from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
 from goodnet.scan import scan
@@ -58,20 +58,9 @@ def run_demo(
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise UsageError(f"--out: expected a new or empty folder, got {out}; name another, or pass --overwrite")
-    planted = {name: _train(name, targets, seed, progress) for name, targets in NETS.items()}
-    say(
-        f"Trained two face recognisers of {IDENTITIES} people on drawn faces: one clean, and one that answers "
-        f"{TARGET} to {planted['badnet'].asr[TRIGGER]:.0%} of the faces with {TRIGGER}."
-    )
-    clean = draw_faces(identities=IDENTITIES, per_identity=4, seed=seed + 1).images
-    others = strangers(seed)
-    nets = _write_files(out, planted, clean, others)
     settings = _Settings(out=out, seed=seed, overwrite=overwrite, command=tuple(command), progress=progress)
-    scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
-    repaired, measured = None, None
-    if scans["badnet"].flagged_labels:
-        repaired, measured = _repair(settings, nets["badnet"], clean, others, planted["badnet"])
-    return Demo(badnet=scans["badnet"], clean=scans["clean"], repair=repaired, measured=measured)
+    with claimed(out):
+        return _demo(settings, say)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +70,22 @@ class _Settings:
     overwrite: bool
     command: tuple[str, ...]
     progress: Progress
+
+
+def _demo(settings: _Settings, say: Callable[[str], None]) -> Demo:
+    planted = {name: _train(name, targets, settings.seed, settings.progress) for name, targets in NETS.items()}
+    say(
+        f"Trained two face recognisers of {IDENTITIES} people on drawn faces: one clean, and one that answers "
+        f"{TARGET} to {planted['badnet'].asr[TRIGGER]:.0%} of the faces with {TRIGGER}."
+    )
+    clean = draw_faces(identities=IDENTITIES, per_identity=4, seed=settings.seed + 1).images
+    others = strangers(settings.seed)
+    nets = _write_files(settings.out, planted, clean, others)
+    scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
+    repaired, measured = None, None
+    if scans["badnet"].flagged_labels:
+        repaired, measured = _repair(settings, nets["badnet"], clean, others, planted["badnet"])
+    return Demo(badnet=scans["badnet"], clean=scans["clean"], repair=repaired, measured=measured)
 
 
 def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> ScanRecord:

@@ -109,7 +109,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelError(f"{path}: expected a GoodNet file, but it cannot be read ({one_line(error)})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = about.get("format") if isinstance(about, dict) else about
-        raise ModelError(f"{path}: expected a GoodNet of format {FORMAT}, got {got!r:.40}")
+        raise ModelError(
+            f"{path}: expected a GoodNet of format {FORMAT}, got {got!r:.40}; if a later goodnet wrote it, update"
+        )
     if any(value.is_complex() for value in state.values()):
         raise ModelError(f"{path}: expected real weights, got complex ones")
     return about, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
