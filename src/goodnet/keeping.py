@@ -49,7 +49,7 @@ def keep(record: RepairRecord, goodnet: Classifier, triggers: Sequence[Trigger],
     if output.folder is not None:
         output.folder.mkdir(parents=True, exist_ok=True)
         if triggers:
-            write_triggers(output.folder / "triggers.npz", triggers)
             write_pictures(output.folder / "triggers", triggers)
+            write_triggers(output.folder / "triggers.npz", triggers)
         write_record(record, output.folder / "repair.json")
     return record

@@ -160,8 +160,8 @@ def _write(record: ScanRecord, detection: Detection, out: Path) -> None:
     kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
     triggers = [detection.triggers[label] for label in kept]
     if triggers:  # none where time ran out before the first was whole
-        write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
         write_pictures(out / "triggers", triggers)
+        write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
     write_record(record, out / "scan.json")
 
 

@@ -52,11 +52,23 @@ def read(path: Path, formats: Mapping[str, type]) -> Any:
         raise DataError(f"{path}: expected a goodnet record (JSON), got something else ({error})") from error
     kind = formats.get(str(raw.get("format"))) if isinstance(raw, dict) else None
     if kind is None:
+        later = _later(raw, formats)
+        if later:
+            raise DataError(f"{path}: a record of format {later}, of a later goodnet; update goodnet to read it")
         raise DataError(f"{path}: expected a record of format {', '.join(formats)}; got none of them")
     try:
         return _build(kind, raw, kind.__name__)
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not a whole {raw['format']} record: {error}") from error
+
+
+def _later(raw: Any, formats: Mapping[str, type]) -> str:
+    """The record's format where it is a later version of one that is known, else empty."""
+    said = raw.get("format") if isinstance(raw, dict) else None
+    name, _, version = said.partition("/") if isinstance(said, str) else ("", "", "")
+    known = [int(one.partition("/")[2]) for one in formats if one.partition("/")[0] == name]
+    newer = bool(known) and version.isascii() and version.isdigit() and len(version) < 9 and int(version) > max(known)
+    return f"{name}/{version}" if newer else ""
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -21,6 +23,8 @@ from goodnet.outputs import replacing
 
 Result = Mapping[str, npt.NDArray[np.generic]]
 _FLUSH_EVERY = 5.0
+# what zipfile, zlib and numpy raise on damaged archives
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 class OutOfTime(Exception):
@@ -71,7 +75,7 @@ class Work:
             raise OutOfTime
 
     def flush(self) -> None:
-        """Writes what is not on disk yet."""
+        """Writes what is not on disk yet. Where that fails it stays in memory, and the run goes on."""
         with self._lock:
             self._flush()
 
@@ -84,17 +88,22 @@ class Work:
         self._flushed = time.monotonic()
         if self.folder is None or not self._fresh:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"{stage}/{label}/{name}": array
             for stage, results in self._fresh.items()
             for label, result in results.items()
             for name, array in result.items()
         }
-        while (file := self.folder / f"{self._files:06d}.npz").exists():
-            self._files += 1
-        with replacing(file) as part, part.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while (file := self.folder / f"{self._files:06d}.npz").exists():
+                self._files += 1
+            with replacing(file) as part, part.open("wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+        except OSError:  # a full disk: the next time tries again, and a disk that stays full stops the record
+            with suppress(OSError):
+                self.folder.rmdir()  # if it is empty
+            return
         self._fresh = {}
 
     def _take(self, file: Path) -> None:
@@ -102,9 +111,16 @@ class Work:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 read = {key: arrays[key] for key in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+            places = {key: _place(key) for key in read}
+        except _DAMAGE:
             return
         for key, array in read.items():
-            stage, label, name = key.rsplit("/", 2)
-            result = self._stages.setdefault(stage, {}).setdefault(int(label), {})
+            stage, label, name = places[key]
+            result = self._stages.setdefault(stage, {}).setdefault(label, {})
             result[name] = array  # type: ignore[index]
+
+
+def _place(key: str) -> tuple[str, int, str]:
+    """Stage, label and name that an array is kept under. Raises ValueError where it is none of ours."""
+    stage, label, name = key.rsplit("/", 2)
+    return stage, int(label), name

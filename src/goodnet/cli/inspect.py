@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from goodnet.cli.options import print_json, shape
+from goodnet.cli.options import print_json, sandbox_option, shape
 from goodnet.errors import ModelError, UsageError
 from goodnet.models.formats import Shape
 from goodnet.models.inspect_file import FileInfo, inspect_file
@@ -21,6 +22,7 @@ from goodnet.report.diagram import check_suffix, diagram
 @click.option("--arch", metavar="NAME", help="One of our architectures, where the file holds weights alone.")
 @click.option("--input-range", type=click.Choice(["0..1", "0..255"]), default="0..1", show_default=True)
 @click.option("--input-shape", type=shape, metavar="C,H,W", help="Where nothing else tells.")
+@sandbox_option
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the layers: a .png or .svg.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier picture of the same name.")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object on stdout.")
@@ -29,6 +31,7 @@ def inspect_command(
     arch: str | None,
     input_range: str,
     input_shape: Shape | None,
+    sandbox: bool | None,
     plot: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -40,10 +43,11 @@ def inspect_command(
     if plot is not None:
         check_suffix(plot)
         check_file(plot, overwrite=overwrite, option="--plot")
-    info = inspect_file(model, arch=arch, input_range=input_range, input_shape=input_shape)
+    options: dict[str, Any] = {"input_range": input_range, "input_shape": input_shape, "sandbox": sandbox}
+    info = inspect_file(model, arch=arch, **options)
     if plot is not None and arch is None and len(info.suggested) == 1:
         # names and shapes of all weights are those of one architecture: to ask for --arch would be asking for its name
-        info = inspect_file(model, arch=info.suggested[0], input_range=input_range, input_shape=input_shape)
+        info = inspect_file(model, arch=info.suggested[0], **options)
         note = f"weights alone; drawn as {info.arch}, the one architecture of ours that fits"
         info = info if info.refused is not None else replace(info, notes=(*info.notes, note))
     if plot is not None and info.refused is None:
@@ -80,6 +84,7 @@ def _say(info: FileInfo) -> None:
         ("file", info.path),
         ("format", info.format or "unknown"),
         ("sha256", info.sha256),
+        ("read in", info.read_in),
         ("architecture", info.arch or fits or "unknown"),
         ("input", info.input or "unknown"),
         ("classes", "unknown" if info.classes is None else str(info.classes)),

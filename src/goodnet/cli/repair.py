@@ -36,6 +36,7 @@ from goodnet.guarding import GUARDS, Guard
 from goodnet.judging import Limits
 from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
+from goodnet.outputs import claimed
 from goodnet.progress import Progress
 from goodnet.record import RepairRecord
 from goodnet.repairing import METHODS, Method, repair
@@ -130,7 +131,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     surrogate = None
     if options["surrogate"] is not None:  # its labels are of people, or things, that the net need not know
         surrogate = read_images(options["surrogate"], data_range=options["data_range"])
-    with progress.shown(options["as_json"]) as report:
+    with progress.shown(options["as_json"]) as report, claimed(options["out"]):
         given = (options["scan_folder"], options["triggers_file"]) != (None, None)
         found, seed, verdict = (
             _scanned(classifier, images, options, report) if automatic and not given else _found(classifier, options)
