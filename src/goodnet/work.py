@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -100,11 +100,13 @@ class Work:
     def _take(self, file: Path) -> None:
         """Takes over an earlier run's file; one that cannot be read is left out, and its labels are done again."""
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with warnings.catch_warnings(), np.load(file, allow_pickle=False) as arrays:
+                warnings.simplefilter("ignore")
                 read = {key: arrays[key] for key in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+            places = [(stage, int(label), name) for stage, label, name in (key.rsplit("/", 2) for key in read)]
+            if not all(isinstance(array, np.ndarray) for array in read.values()):
+                return
+        except Exception:  # zipfile, zlib and numpy raise many types for a damaged file
             return
-        for key, array in read.items():
-            stage, label, name = key.rsplit("/", 2)
-            result = self._stages.setdefault(stage, {}).setdefault(int(label), {})
-            result[name] = array  # type: ignore[index]
+        for (stage, label, name), array in zip(places, read.values()):
+            self._stages.setdefault(stage, {}).setdefault(label, {})[name] = array  # type: ignore[index]
