@@ -133,6 +133,21 @@ def test_numbers_that_float32_does_not_hold(tmp_path: Path) -> None:
     assert "infinite" in refusal(lambda path: load_classifier(path, arch="mlp"), tmp_path / "net.h5", ModelError)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"), [("BatchNormalization", "epsilon"), ("LeakyReLU", "negative_slope"), ("Rescaling", "scale")]
+)
+def test_settings_that_no_float_holds(kind: str, key: str, tmp_path: Path) -> None:
+    def change(members: dict[str, bytes]) -> None:
+        config = json.loads(members["config.json"])
+        layer = next(layer for layer in config["config"]["layers"] if layer["class_name"] == kind)
+        assert key in layer["config"]
+        layer["config"][key] = 10**400
+        members["config.json"] = json.dumps(config).encode()
+
+    content = rezipped(whole("keras-zip", "none--graph.keras", tmp_path), change)
+    refusal(load_classifier, saved(tmp_path / "net.keras", content), ModelError)
+
+
 @pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_keras_zips_packed_without_a_bound(kind: int, tmp_path: Path) -> None:
     bomb = rezipped(
