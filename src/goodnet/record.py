@@ -7,7 +7,7 @@ unknown format, a missing key or a value of the wrong type is an error, for a re
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What ran it, to run it again."""
+    """What ran it, to run it again. `packages`: versions of the libraries that read files and compute."""
 
     command: tuple[str, ...]
     goodnet: str
@@ -38,6 +38,7 @@ class Environment:
     python: str
     device: str
     threads: int
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +282,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRecord:
-    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, where one was given."""
+    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, `poisoned_data` the sets used."""
 
     acc: Share | None
     fpr: Share | None
@@ -292,6 +293,7 @@ class EvaluateRecord:
     data: DataInfo
     seconds: float
     environment: Environment
+    poisoned_data: tuple[DataInfo, ...] = ()
     format: str = "goodnet.evaluate/1"
 
 

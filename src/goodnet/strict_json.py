@@ -19,6 +19,7 @@ from goodnet.errors import DataError
 from goodnet.outputs import replacing
 
 _T = TypeVar("_T")
+_MAX_WHOLE = 1 << 64
 
 
 def to_json(record: Any) -> str:
@@ -48,7 +49,7 @@ def read(path: Path, formats: Mapping[str, type]) -> Any:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: expected a goodnet record, but it cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected a goodnet record (JSON), got something else ({error})") from error
     kind = formats.get(str(raw.get("format"))) if isinstance(raw, dict) else None
     if kind is None:
@@ -94,6 +95,8 @@ def _build(hint: Any, value: Any, where: str) -> Any:
             raise TypeError(f"{where}: expected a list")
         return tuple(_build(typing.get_args(hint)[0], item, where) for item in value)
     wanted = origin or hint
+    if isinstance(value, int) and abs(value) > _MAX_WHOLE:
+        raise ValueError(f"{where}: a number of more than 64 bits")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):

@@ -9,12 +9,17 @@ from typing import Any
 
 import click
 
+from goodnet import code_scanners
 from goodnet.cli.options import print_json, sandbox_option, shape
+from goodnet.code_scanners import CodeScan
 from goodnet.errors import ModelError, UsageError
 from goodnet.models.formats import Shape
 from goodnet.models.inspect_file import FileInfo, inspect_file
 from goodnet.outputs import check_file, replacing
 from goodnet.report.diagram import check_suffix, diagram
+
+_SHOWN = 20
+_CODES = {code_scanners.NONE_FOUND: 0, code_scanners.ISSUES: 1, code_scanners.SKIPPED: 2, code_scanners.ERROR: 2}
 
 
 @click.command("inspect")
@@ -25,6 +30,7 @@ from goodnet.report.diagram import check_suffix, diagram
 @sandbox_option
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the layers: a .png or .svg.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier picture of the same name.")
+@click.option("--scan-code", is_flag=True, help="Show what modelscan says of the file, too (see the exit codes).")
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object on stdout.")
 def inspect_command(
     model: Path,
@@ -34,11 +40,14 @@ def inspect_command(
     sandbox: bool | None,
     plot: Path | None,
     overwrite: bool,
+    scan_code: bool,
     as_json: bool,
 ) -> int:
     """Shows what is in MODEL: format, layers, input, hash. Runs nothing.
 
-    Exits with 3 if the file is refused, and says why.
+    Exits with 3 if the file is refused, and says why. With --scan-code, else:
+    0 where modelscan looked and found nothing, 1 where it found issues, 2
+    where it skipped the file or failed: that is no pass.
     """
     if plot is not None:
         check_suffix(plot)
@@ -50,19 +59,23 @@ def inspect_command(
         info = inspect_file(model, arch=info.suggested[0], **options)
         note = f"weights alone; drawn as {info.arch}, the one architecture of ours that fits"
         info = info if info.refused is not None else replace(info, notes=(*info.notes, note))
+    scans = code_scanners.scan_code(model) if scan_code else ()
     if plot is not None and info.refused is None:
         with replacing(plot) as part:  # before the words, which a closed pipe may cut short
             part.write_bytes(_picture(info, plot))
     if as_json:
-        print_json(dataclasses.asdict(info))
+        said = {"code_scanners": [dataclasses.asdict(scan) for scan in scans]} if scan_code else {}
+        print_json({**dataclasses.asdict(info), **said})
     else:
         _say(info)
+        for scan in scans:
+            _say_code(scan)
     if info.refused is not None:
         click.echo(f"goodnet: refused: {_plain(info.refused)}", err=True)
         return 3
     if plot is not None and not as_json:
         click.echo(f"layers: {_plain(str(plot))}", err=True)
-    return 0
+    return max((_CODES[scan.verdict] for scan in scans), default=0, key=(0, 2, 1).index)
 
 
 def _picture(info: FileInfo, plot: Path) -> bytes:
@@ -97,6 +110,22 @@ def _say(info: FileInfo) -> None:
     for layer in info.layers:
         shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in layer.weights)
         click.echo(f"  {_plain(layer.name):<24}{layer.kind:<18}{_plain(shapes)}")
+
+
+def _say_code(scan: CodeScan) -> None:
+    parts = f"{scan.scanned} parts looked at, {scan.skipped} skipped"
+    name = _plain(f"{scan.tool} {scan.version or ''}".strip())
+    click.echo(f"{'code scanner':<13}{name}: {scan.verdict} ({parts})")
+    for kind, lines in (("issue", scan.issues), ("error", scan.errors)):
+        for line in lines[:_SHOWN]:
+            click.echo(f"  {kind}: {_plain(line)}")
+        if len(lines) > _SHOWN:
+            click.echo(f"  and {len(lines) - _SHOWN} more (--json has them all)")
+    if scan.verdict != code_scanners.NONE_FOUND:
+        return
+    click.echo(
+        "  This speaks of code in the file alone, and only of what the scanner knows; it says nothing of backdoors."
+    )
 
 
 def _plain(text: str) -> str:

@@ -97,6 +97,7 @@ def decode(encoded: bytes, name: str, *, channels: int) -> npt.NDArray[np.uint8]
 def _opened(encoded: bytes, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's words on damaged metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
                 yield image

@@ -56,8 +56,7 @@ def load_export(path: Path, options: LoadOptions) -> Loaded:
         shapes={INPUT: shape},
         uses=Counter([*(name for node in graph.nodes for name in node.inputs), graph.output]),
     )
-    for node in graph.nodes:
-        _translate(walk, node)
+    walk.each(graph.nodes, _translate)
     return finished(walk, graph.output, shape)
 
 

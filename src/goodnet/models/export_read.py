@@ -87,7 +87,7 @@ class _Archive:
         module = self._json(GRAPH_FILE)["graph_module"]
         graph, signature = module["graph"], module["signature"]
         kinds = [(kind, value) for spec in signature["input_specs"] for kind, value in spec.items()]
-        inputs = [value["arg"]["as_tensor"]["name"] for kind, value in kinds if kind == "user_input"]
+        inputs = [_word(value["arg"]["as_tensor"]["name"]) for kind, value in kinds if kind == "user_input"]
         outputs = [value for spec in signature["output_specs"] for value in spec.values()]
         if len(inputs) != 1 or len(outputs) != 1 or "user_output" not in signature["output_specs"][0]:
             raise ModelError(
@@ -100,7 +100,7 @@ class _Archive:
         return ExportedGraph(
             input=inputs[0],
             shape=tuple(int(side) if isinstance(side, int) and side > 0 else None for side in sizes),
-            output=outputs[0]["arg"]["as_tensor"]["name"],
+            output=_word(outputs[0]["arg"]["as_tensor"]["name"]),
             nodes=tuple(self._node(node) for node in graph["nodes"] if node["target"] != _SIZE),
             constants=self._constants(kinds),
         )
@@ -117,7 +117,7 @@ class _Archive:
                 raise UnsafeFileError(f"{self.path}: takes a {kind!r:.40}, which is not read; refused")
             name = value[keys[kind]]
             entry, folder = (weights[name], "weights") if name in weights else (others[name], "constants")
-            found[value["arg"]["name"]] = self._weight(name, entry, folder)
+            found[_word(value["arg"]["name"])] = self._weight(name, entry, folder)
         return found
 
     def _weight(self, name: str, entry: Mapping[str, Any], folder: str) -> Array:
@@ -151,10 +151,10 @@ class _Archive:
         for given in raw["inputs"]:
             (kind, value), *_ = given["arg"].items()
             if kind == "as_tensor":
-                tensors.append(value["name"])
+                tensors.append(_word(value["name"]))
                 attributes[given["name"]] = value["name"]
             elif kind == "as_tensors":
-                tensors += [one["name"] for one in value]
+                tensors += [_word(one["name"]) for one in value]
                 attributes[given["name"]] = [one["name"] for one in value]
             elif kind in ("as_graph", "as_custom_obj", "as_string_to_argument"):
                 raise UnsafeFileError(f"{where}: carries a graph or an object of its own; refused")
@@ -164,7 +164,7 @@ class _Archive:
             op=str(raw["target"]),
             name=str(raw.get("name") or raw["outputs"][0]["as_tensor"]["name"]),
             inputs=tuple(tensors),
-            outputs=tuple(output["as_tensor"]["name"] for output in raw["outputs"]),
+            outputs=tuple(_word(output["as_tensor"]["name"]) for output in raw["outputs"]),
             attributes=attributes,
         )
 
@@ -176,3 +176,9 @@ class _Archive:
         if info.file_size > limit:
             raise UnsafeFileError(f"{self.path}: {member[:80]} holds more than {limit} bytes; refused")
         return self.archive.read(info)
+
+
+def _word(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise TypeError(f"expected a name, got {raw!r:.40}")
+    return raw

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from goodnet.errors import ModelError, UnsafeFileError, UsageError
 from goodnet.models.arch import GRAPH, build
 from goodnet.models.arch.graph import layer
 from goodnet.models.classifier import Recipe
-from goodnet.models.formats import Loaded, LoadOptions, Shape
+from goodnet.models.formats import Loaded, LoadOptions, Shape, one_line
 from goodnet.models.weights import load_weights
 
 Array = npt.NDArray[Any]
@@ -64,6 +64,17 @@ class Walk:
 
     def where(self, node: Node) -> str:
         return f"{self.file}: operator {node.name or node.outputs[0]!r:.80} ({node.op:.40})"
+
+    def each(self, nodes: Iterable[Node], translate: Callable[[Walk, Node], None]) -> None:
+        """Translates the operators one by one. Raises ModelError, also for a setting of a senseless type."""
+        for node in nodes:
+            try:
+                with np.errstate(all="ignore"):  # weights that are not finite are refused in the end
+                    translate(self, node)
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+                raise ModelError(
+                    f"{self.where(node)}: a setting makes no sense ({type(error).__name__}: {one_line(error)})"
+                ) from error
 
     def source(self, node: Node, index: int = 0) -> str:
         """The layer that gives an input."""

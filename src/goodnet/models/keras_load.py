@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from goodnet.errors import ModelError, UnsafeFileError, UsageError
+from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models import keras_graph
 from goodnet.models.formats import MAX_BYTES, Loaded, LoadOptions, one_line
 from goodnet.models.keras_graph import turned
@@ -19,6 +19,7 @@ from goodnet.models.weights import load_ours
 
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 _NAMES = {"kernel": "weight", **dict(zip(_NORM, ("weight", "bias", "running_mean", "running_var")))}
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate without a limit on one read
 _MEMBERS = {"config.json": MAX_CONFIG, "model.weights.h5": MAX_BYTES}
 
 
@@ -69,11 +70,16 @@ def read_keras_zip(path: Path) -> KerasFile:
     try:
         with zipfile.ZipFile(path) as archive:
             for member, limit in _MEMBERS.items():
-                if archive.getinfo(member).file_size > limit:
-                    raise UnsafeFileError(f"{path}: {member} unpacks to more than {limit} bytes; refused")
+                info = archive.getinfo(member)
+                if info.file_size > limit or info.compress_type not in _COMPRESSIONS:
+                    raise UnsafeFileError(
+                        f"{path}: {member} unpacks to more than {limit} bytes or is packed as Keras never does; refused"
+                    )
                 with archive.open(member) as part:
                     content[member] = part.read(limit + 1)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except GoodnetError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many types for a damaged file
         raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
     file = read_keras(io.BytesIO(content["model.weights.h5"]), name=str(path))
     config = parse_config(content["config.json"].decode("utf-8", "replace"), str(path))

@@ -28,14 +28,18 @@ def load_onnx(path: Path, options: LoadOptions) -> Loaded:
         raise UsageError(f"{path}: holds the whole net, so --arch {options.arch} has no place; leave it out")
     graph = read_onnx(path)
     walk, shape = _start(graph, options, str(path))
-    for node in graph.nodes:
-        if node.op in FOLDED and all(name in walk.constants or not name for name in node.inputs):
-            walk.constants.update(fold(node, walk.constants, walk.where(node)))
-        elif node.op == "Shape":
-            walk.constants[node.outputs[0]] = np.array([BATCH, *walk.shape_of(node)], np.int64)
-        else:
-            translate(walk, node)
+    walk.each(graph.nodes, _translate)
     return finished(walk, graph.output, shape)
+
+
+def _translate(walk: Walk, node: Node) -> None:
+    """Folds what is known without an image; all else becomes layers."""
+    if node.op in FOLDED and all(name in walk.constants or not name for name in node.inputs):
+        walk.constants.update(fold(node, walk.constants, walk.where(node)))
+    elif node.op == "Shape":
+        walk.constants[node.outputs[0]] = np.array([BATCH, *walk.shape_of(node)], np.int64)
+    else:
+        translate(walk, node)
 
 
 def _start(graph: OnnxGraph, options: LoadOptions, file: str) -> tuple[Walk, Shape]:

@@ -78,7 +78,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
     if any(Path(member.filename).name == "constants.pkl" or "/code/" in member.filename for member in members):
         raise UnsafeFileError(f"{path}: TorchScript, which is a program, not weights; {WHAT_TO_DO}")
