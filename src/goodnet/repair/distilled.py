@@ -82,8 +82,8 @@ class DistilledUnlearning:
     further: int = 20
     further_search: StrongSchedule = FURTHER_SEARCH
     further_share: float = 0.25
-    settle: int = 240
-    fall: float = 0.9
+    settle: int = 480
+    fall: float = 0.95
     steps: int = 800
     learning_rate: float = 1e-3
     batch: int = 32
