@@ -159,7 +159,7 @@ def test_errors_are_the_same_as_read_here(tmp_path: Path, net: Path) -> None:
 def test_inspect_says_where_a_file_was_read(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shell = Shell(capsys)
     there, here = shell("inspect", net, "--json").json, shell("inspect", net, "--json", "--no-sandbox").json
-    assert there.pop("read_in").startswith("a process of its own, ended after 6 s of processor time, 60 s, 2.0 GiB")
+    assert there.pop("read_in").startswith("a process of its own, ended after 6 s of processor time, 120 s, 2.0 GiB")
     assert here.pop("read_in") == "goodnet's own process, without limits"
     assert there == here
     assert shell("inspect", net, "--no-sandbox").out.splitlines()[3].startswith("read in      goodnet's own process")
@@ -181,7 +181,7 @@ def test_the_environment_switches_it_off(net: Path, monkeypatch: pytest.MonkeyPa
 def error_of(net: Path, child: str, monkeypatch: pytest.MonkeyPatch, **limits: int) -> ModelError:
     """What `load_classifier` says of a child that runs this."""
     monkeypatch.setattr(sandbox, "_START", child)
-    bounds = Limits(**{"cpu_seconds": 20, "wall_seconds": 30, "memory": 1 << 30, **limits})
+    bounds = Limits(**{"cpu_seconds": 20, "wall_seconds": 120, "memory": 1 << 30, **limits})
     monkeypatch.setattr(Limits, "for_file", lambda size: bounds)
     before = files_in(net.parent)
     with pytest.raises(ModelError) as caught:
@@ -210,11 +210,9 @@ EVIL = {
 @pytest.mark.parametrize("name", EVIL)
 def test_a_child_that_is_taken_over_is_a_file_refused(name: str, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, limits, kind, message = EVIL[name]
-    begun = time.monotonic()
     error = error_of(net, _CHILD + code, monkeypatch, **limits)
     assert type(error) is kind
     assert re.search(message, str(error))
-    assert time.monotonic() - begun < 10
 
 
 @linux
@@ -230,13 +228,25 @@ def test_a_child_reaches_nothing(net: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "remove": f"os.remove({str(net)!r})",
         "program": "import subprocess; subprocess.run(['/bin/true'], check=True)",
         "environment": "os.environ['SECRET']",
+        "limit": "import resource; resource.setrlimit(resource.RLIMIT_CPU, (10**6, 10**6))",
+        "network of the parent": "import ctypes; space = os.open(f'/proc/{request[\"parent\"]}/ns/net', 0); "
+        "back = ctypes.CDLL(None).setns(space, 0); assert back == 0, 'Permission denied'",
+        "rights": "rights = next(line for line in open('/proc/self/status') if line.startswith('CapEff')).split()[1]; "
+        "assert int(rights, 16) & ~0b110, 'no rights'",
+        "memory of the parent": "open(f'/proc/{request[\"parent\"]}/mem', 'rb')",
     }
     for name, deed in deeds.items():
         error = error_of(net, _CHILD + f"{deed}\nsys.exit('done')", monkeypatch)
-        wanted = {"network": "unreachable|denied|not permitted", "environment": "KeyError: 'SECRET'"}
+        wanted = {
+            "network": "unreachable|denied|not permitted",
+            "environment": "KeyError: 'SECRET'",
+            "limit": "not allowed to raise",
+            "rights": "no rights",
+            "network of the parent": "denied",
+        }
         assert re.search(wanted.get(name, "PermissionError|BlockingIOError"), str(error)), (name, str(error))
     free = _CHILD.partition("missing =")[0]
-    for name in ("network", "program"):
+    for name in ("network", "program", "memory of the parent"):
         assert "(done)" in str(error_of(net, f"{free}{deeds[name]}\nsys.exit('done')", monkeypatch))
     listener.close()
 
@@ -280,7 +290,7 @@ def test_no_child_is_left_behind(number: int, net: Path) -> None:
         pid = int(pid_file.read_text())
         time.sleep(0.2)
         running.send_signal(number)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=60)
     if number == signal.SIGINT:
         assert (running.returncode, out, err) == (2, "", "goodnet: interrupted: no record was written\n")
     ends = time.monotonic() + 10
@@ -299,7 +309,7 @@ def alive(pid: int) -> bool:
 
 def test_what_a_system_does_not_offer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = Limits.for_file(100 << 20)
-    assert (bounds.cpu_seconds, bounds.wall_seconds, bounds.memory) == (16, 100, (2 << 30) + (800 << 20))
+    assert (bounds.cpu_seconds, bounds.wall_seconds, bounds.memory) == (16, 160, (2 << 30) + (800 << 20))
     monkeypatch.setattr("goodnet.models.limits.resource", None)
     missing = confine(bounds)
     assert missing == ("processor time", "memory", "writing")
