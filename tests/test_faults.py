@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli_support import PRUNING, Shell, block_net, files_in, fill, save_net
+from cli_support import PRUNING, Outcome, Shell, block_net, files_in, fill, save_net
 from goodnet.export import save_goodnet
 from goodnet.models.goodnet_make import goodnet_from
 from goodnet.models.load import load_classifier
 from goodnet.outputs import claimed
+from goodnet.strict_json import writing_record
 from test_cli_process import interrupting, unplanned
 
 SCAN = ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--block", "160", "--out", "found")
@@ -56,6 +58,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def said(done: Outcome) -> list[str]:
+    """The lines of stderr but for the plan and, where it takes long, how far things are."""
+    return [line for line in unplanned(done.err) if not re.match(r"[a-z0-9 ,-]+: +\d+%", line)]
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file grows beyond `size` bytes."""
@@ -73,10 +80,9 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(name: str, place: Path
         before = files_in(place)
         with full_disk(size):
             done = shell(*COMMANDS[name])
-        (line,) = unplanned(done.err)
+        (line,) = said(done)
         assert (done.code, done.out) == (3, ""), done.err
-        assert line.startswith("goodnet: ")
-        assert line.endswith("File too large; check the path and free space")
+        assert re.fullmatch(r"goodnet: .*File too large; check the path and free space", line)
         left = set(files_in(place)) - set(before)
         assert not {path for path in left if path.endswith((".json", ".npz", ".safetensors", ".svg"))}
         assert not {path for path in left if path.endswith((".part", ".lock"))}
@@ -85,6 +91,23 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(name: str, place: Path
     with full_disk(600):
         assert shell(*COMMANDS[name], "--overwrite").code == 3
     assert files_in(place) == before
+
+
+def test_what_a_record_goes_with_is_not_touched_where_the_record_does_not_fit(tmp_path: Path) -> None:
+    record, beside = tmp_path / "scan.json", tmp_path / "triggers.npz"
+    for path in (record, beside):
+        path.write_text("old")
+
+    def save() -> None:
+        with writing_record({"format": "goodnet.scan/1", "text": "x" * 1000}, record):
+            beside.write_text("new")
+
+    with full_disk(600), pytest.raises(OSError, match="File too large"):
+        save()
+    assert (record.read_text(), beside.read_text()) == ("old", "old")
+    save()
+    assert beside.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.json", "triggers.npz"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -106,7 +129,7 @@ def test_nor_one_where_even_root_may_not_write(place: Path, shell: Shell) -> Non
     for command in (SCAN, REPAIR, EVALUATE, ATTACK):
         done = shell(*command[:-1], "/sys/goodnet")
         assert (done.code, done.out) == (3, "")
-        assert len(unplanned(done.err)) == 1
+        assert len(said(done)) == 1
         assert "/sys" in done.err
     assert not Path("good.safetensors").exists()
 
@@ -140,7 +163,7 @@ def test_two_runs_do_not_share_a_folder(place: Path, shell: Shell) -> None:
         for command in (SCAN, (*EVALUATE[:-1], "found"), (*REPAIR[:-1], "found"), (*ATTACK[:-1], "found")):
             done = shell(*command)
             assert (done.code, done.out) == (3, "")
-            assert unplanned(done.err) == [
+            assert said(done) == [
                 "goodnet: --out: found is in use by another run; wait for its end, or name another folder"
             ]
         assert files_in(place) == before

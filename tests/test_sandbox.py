@@ -24,6 +24,7 @@ from goodnet.models import sandbox
 from goodnet.models.arch.mlp import MLP
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_make import goodnet_from
+from goodnet.models.inspect_file import inspect_file
 from goodnet.models.limits import Limits, confine
 from goodnet.models.load import load_classifier
 from test_models_onnx import one, saved
@@ -261,6 +262,10 @@ def test_a_net_that_needs_code_is_not_taken_from_a_child(net: Path, monkeypatch:
     header = json.dumps({"__metadata__": metadata}).encode()
     error = error_of(net, _CHILD + f"answer.write({len(header).to_bytes(8, 'little') + header!r})", monkeypatch)
     assert "needs the code" in str(error)
+    neither = {"format": "x", "kind": "neither", "unlimited": []}
+    header = json.dumps({"__metadata__": {"answer": json.dumps(neither)}}).encode()
+    monkeypatch.setattr(sandbox, "_START", _CHILD + f"answer.write({len(header).to_bytes(8, 'little') + header!r})")
+    assert "neither a net nor weights" in (inspect_file(net).refused or "")
     for answer in ({}, {"format": "x", "unlimited": [], "error": "SystemExit", "message": "ran"}, [], {"kind": []}):
         header = json.dumps({"__metadata__": {"answer": json.dumps(answer)}}).encode()
         error = error_of(net, _CHILD + f"answer.write({len(header).to_bytes(8, 'little') + header!r})", monkeypatch)
