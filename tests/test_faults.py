@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli_support import PRUNING, Outcome, Shell, block_net, files_in, fill, save_net
+from cli_support import PRUNING, Shell, block_net, files_in, fill, save_net
 from goodnet.export import save_goodnet
 from goodnet.models.goodnet_make import goodnet_from
 from goodnet.models.load import load_classifier
@@ -58,11 +58,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(done: Outcome) -> list[str]:
-    """The lines of stderr but for the plan and, where it takes long, how far things are."""
-    return [line for line in unplanned(done.err) if not re.match(r"[a-z0-9 ,-]+: +\d+%", line)]
-
-
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file grows beyond `size` bytes."""
@@ -80,7 +75,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(name: str, place: Path
         before = files_in(place)
         with full_disk(size):
             done = shell(*COMMANDS[name])
-        (line,) = said(done)
+        (line,) = unplanned(done.err)
         assert (done.code, done.out) == (3, ""), done.err
         assert re.fullmatch(r"goodnet: .*File too large; check the path and free space", line)
         left = set(files_in(place)) - set(before)
@@ -129,7 +124,7 @@ def test_nor_one_where_even_root_may_not_write(place: Path, shell: Shell) -> Non
     for command in (SCAN, REPAIR, EVALUATE, ATTACK):
         done = shell(*command[:-1], "/sys/goodnet")
         assert (done.code, done.out) == (3, "")
-        assert len(said(done)) == 1
+        assert len(unplanned(done.err)) == 1
         assert "/sys" in done.err
     assert not Path("good.safetensors").exists()
 
@@ -163,7 +158,7 @@ def test_two_runs_do_not_share_a_folder(place: Path, shell: Shell) -> None:
         for command in (SCAN, (*EVALUATE[:-1], "found"), (*REPAIR[:-1], "found"), (*ATTACK[:-1], "found")):
             done = shell(*command)
             assert (done.code, done.out) == (3, "")
-            assert said(done) == [
+            assert unplanned(done.err) == [
                 "goodnet: --out: found is in use by another run; wait for its end, or name another folder"
             ]
         assert files_in(place) == before
