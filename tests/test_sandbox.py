@@ -236,7 +236,14 @@ def test_a_child_reaches_nothing(net: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "assert int(rights, 16) & ~0b110, 'no rights'",
         "memory of the parent": "open(f'/proc/{request[\"parent\"]}/mem', 'rb')",
     }
+    lacking = str(error_of(net, _CHILD + "sys.exit('lacks: ' + ', '.join(missing))", monkeypatch))
+    needs = {"network": "network", "cut": "cutting files short", "environment": "", "limit": "", "rights": ""}
+    skipped = []
     for name, deed in deeds.items():
+        need = needs.get(name, "writing")  # landlock forbids reaching into the parent, too
+        if (need and need in lacking) or (name == "cut" and "writing" in lacking):
+            skipped.append(name)
+            continue
         error = error_of(net, _CHILD + f"{deed}\nsys.exit('done')", monkeypatch)
         wanted = {
             "network": "unreachable|denied|not permitted",
@@ -247,9 +254,11 @@ def test_a_child_reaches_nothing(net: Path, monkeypatch: pytest.MonkeyPatch) -> 
         }
         assert re.search(wanted.get(name, "PermissionError|BlockingIOError"), str(error)), (name, str(error))
     free = _CHILD.partition("missing =")[0]
-    for name in ("network", "program", "memory of the parent"):
+    for name in ("network", "program"):
         assert "(done)" in str(error_of(net, f"{free}{deeds[name]}\nsys.exit('done')", monkeypatch))
     listener.close()
+    if skipped:
+        pytest.skip(f"this system does not limit everything ({lacking}): {', '.join(skipped)} not tried")
 
 
 def test_a_net_that_needs_code_is_not_taken_from_a_child(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:

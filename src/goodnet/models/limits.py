@@ -90,7 +90,7 @@ def confine(limits: Limits) -> tuple[str, ...]:
     names = {"RLIMIT_CPU": "processor time", "RLIMIT_AS": "memory"}
     failed = [name for name, soft, hard in bounds if not _set(name, soft, hard)]
     missing = [names[name] for name in failed if name in names] + ([] if reserved else ["memory"])
-    missing += [] if _no_writing() else ["writing"]
+    missing += _forbid_writing()
     _drop_privileges()
     return tuple(missing)
 
@@ -139,25 +139,25 @@ _CREATE, _RESTRICT = 444, 446  # landlock's system calls, the same on all machin
 _READ = 0b1100  # reading files and folders, which stay allowed
 
 
-def _no_writing() -> bool:
+def _forbid_writing() -> tuple[str, ...]:
     """Landlock (Linux 5.13): no file is opened for writing, made or removed, no program run; later versions also bind
-    truncation, TCP, signals and abstract sockets. What is open stays open."""
+    truncation (6.2), TCP, signals and abstract sockets. What is open stays open. Returns what is not forbidden."""
     if not sys.platform.startswith("linux"):
-        return False
+        return ("writing",)
     libc = ctypes.CDLL(None, use_errno=True)
     call: Callable[..., Any] = libc.syscall
     call.restype = ctypes.c_long  # type: ignore[attr-defined]
     version = call(_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 1:
-        return False
+        return ("writing",)
     rights = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
     rules = _Ruleset(((1 << rights) - 1) & ~_READ, 0b11, 0b11)
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = call(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0)
     if ruleset < 0:
-        return False
+        return ("writing",)
     try:
         bound = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and call(_RESTRICT, ctypes.c_int(ruleset), 0) == 0
-        return bool(bound)
+        return ("writing",) if not bound else ("cutting files short",) if version < 3 else ()
     finally:
         os.close(ruleset)
