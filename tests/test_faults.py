@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from goodnet.export import save_goodnet
 from goodnet.models.goodnet_make import goodnet_from
 from goodnet.models.load import load_classifier
 from goodnet.outputs import claimed
+from goodnet.strict_json import writing_record
 from test_cli_process import interrupting, unplanned
 
 SCAN = ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--block", "160", "--out", "found")
@@ -75,8 +77,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(name: str, place: Path
             done = shell(*COMMANDS[name])
         (line,) = unplanned(done.err)
         assert (done.code, done.out) == (3, ""), done.err
-        assert line.startswith("goodnet: ")
-        assert line.endswith("File too large; check the path and free space")
+        assert re.fullmatch(r"goodnet: .*File too large; check the path and free space", line)
         left = set(files_in(place)) - set(before)
         assert not {path for path in left if path.endswith((".json", ".npz", ".safetensors", ".svg"))}
         assert not {path for path in left if path.endswith((".part", ".lock"))}
@@ -85,6 +86,23 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(name: str, place: Path
     with full_disk(600):
         assert shell(*COMMANDS[name], "--overwrite").code == 3
     assert files_in(place) == before
+
+
+def test_what_a_record_goes_with_is_not_touched_where_the_record_does_not_fit(tmp_path: Path) -> None:
+    record, beside = tmp_path / "scan.json", tmp_path / "triggers.npz"
+    for path in (record, beside):
+        path.write_text("old")
+
+    def save() -> None:
+        with writing_record({"format": "goodnet.scan/1", "text": "x" * 1000}, record):
+            beside.write_text("new")
+
+    with full_disk(600), pytest.raises(OSError, match="File too large"):
+        save()
+    assert (record.read_text(), beside.read_text()) == ("old", "old")
+    save()
+    assert beside.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.json", "triggers.npz"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

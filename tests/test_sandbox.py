@@ -24,6 +24,7 @@ from goodnet.models import sandbox
 from goodnet.models.arch.mlp import MLP
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_make import goodnet_from
+from goodnet.models.inspect_file import inspect_file
 from goodnet.models.limits import Limits, confine
 from goodnet.models.load import load_classifier
 from test_models_onnx import one, saved
@@ -159,7 +160,7 @@ def test_errors_are_the_same_as_read_here(tmp_path: Path, net: Path) -> None:
 def test_inspect_says_where_a_file_was_read(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shell = Shell(capsys)
     there, here = shell("inspect", net, "--json").json, shell("inspect", net, "--json", "--no-sandbox").json
-    assert there.pop("read_in").startswith("a process of its own, ended after 6 s of processor time, 60 s, 2.0 GiB")
+    assert there.pop("read_in").startswith("a process of its own, ended after 6 s of processor time, 120 s, 2.0 GiB")
     assert here.pop("read_in") == "goodnet's own process, without limits"
     assert there == here
     assert shell("inspect", net, "--no-sandbox").out.splitlines()[3].startswith("read in      goodnet's own process")
@@ -181,7 +182,7 @@ def test_the_environment_switches_it_off(net: Path, monkeypatch: pytest.MonkeyPa
 def error_of(net: Path, child: str, monkeypatch: pytest.MonkeyPatch, **limits: int) -> ModelError:
     """What `load_classifier` says of a child that runs this."""
     monkeypatch.setattr(sandbox, "_START", child)
-    bounds = Limits(**{"cpu_seconds": 20, "wall_seconds": 30, "memory": 1 << 30, **limits})
+    bounds = Limits(**{"cpu_seconds": 20, "wall_seconds": 120, "memory": 1 << 30, **limits})
     monkeypatch.setattr(Limits, "for_file", lambda size: bounds)
     before = files_in(net.parent)
     with pytest.raises(ModelError) as caught:
@@ -210,11 +211,9 @@ EVIL = {
 @pytest.mark.parametrize("name", EVIL)
 def test_a_child_that_is_taken_over_is_a_file_refused(name: str, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, limits, kind, message = EVIL[name]
-    begun = time.monotonic()
     error = error_of(net, _CHILD + code, monkeypatch, **limits)
     assert type(error) is kind
     assert re.search(message, str(error))
-    assert time.monotonic() - begun < 10
 
 
 @linux
@@ -230,15 +229,36 @@ def test_a_child_reaches_nothing(net: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "remove": f"os.remove({str(net)!r})",
         "program": "import subprocess; subprocess.run(['/bin/true'], check=True)",
         "environment": "os.environ['SECRET']",
+        "limit": "import resource; resource.setrlimit(resource.RLIMIT_CPU, (10**6, 10**6))",
+        "network of the parent": "import ctypes; space = os.open(f'/proc/{request[\"parent\"]}/ns/net', 0); "
+        "back = ctypes.CDLL(None).setns(space, 0); assert back == 0, 'Permission denied'",
+        "rights": "rights = next(line for line in open('/proc/self/status') if line.startswith('CapEff')).split()[1]; "
+        "assert int(rights, 16) & ~0b110, 'no rights'",
+        "memory of the parent": "open(f'/proc/{request[\"parent\"]}/mem', 'rb')",
     }
+    lacking = str(error_of(net, _CHILD + "sys.exit('lacks: ' + ', '.join(missing))", monkeypatch))
+    needs = {"network": "network", "cut": "cutting files short", "environment": "", "limit": "", "rights": ""}
+    skipped = []
     for name, deed in deeds.items():
+        need = needs.get(name, "writing")  # landlock forbids reaching into the parent, too
+        if (need and need in lacking) or (name == "cut" and "writing" in lacking):
+            skipped.append(name)
+            continue
         error = error_of(net, _CHILD + f"{deed}\nsys.exit('done')", monkeypatch)
-        wanted = {"network": "unreachable|denied|not permitted", "environment": "KeyError: 'SECRET'"}
+        wanted = {
+            "network": "unreachable|denied|not permitted",
+            "environment": "KeyError: 'SECRET'",
+            "limit": "not allowed to raise",
+            "rights": "no rights",
+            "network of the parent": "denied",
+        }
         assert re.search(wanted.get(name, "PermissionError|BlockingIOError"), str(error)), (name, str(error))
     free = _CHILD.partition("missing =")[0]
     for name in ("network", "program"):
         assert "(done)" in str(error_of(net, f"{free}{deeds[name]}\nsys.exit('done')", monkeypatch))
     listener.close()
+    if skipped:
+        pytest.skip(f"this system does not limit everything ({lacking}): {', '.join(skipped)} not tried")
 
 
 def test_a_net_that_needs_code_is_not_taken_from_a_child(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +271,10 @@ def test_a_net_that_needs_code_is_not_taken_from_a_child(net: Path, monkeypatch:
     header = json.dumps({"__metadata__": metadata}).encode()
     error = error_of(net, _CHILD + f"answer.write({len(header).to_bytes(8, 'little') + header!r})", monkeypatch)
     assert "needs the code" in str(error)
+    neither = {"format": "x", "kind": "neither", "unlimited": []}
+    header = json.dumps({"__metadata__": {"answer": json.dumps(neither)}}).encode()
+    monkeypatch.setattr(sandbox, "_START", _CHILD + f"answer.write({len(header).to_bytes(8, 'little') + header!r})")
+    assert "neither a net nor weights" in (inspect_file(net).refused or "")
     for answer in ({}, {"format": "x", "unlimited": [], "error": "SystemExit", "message": "ran"}, [], {"kind": []}):
         header = json.dumps({"__metadata__": {"answer": json.dumps(answer)}}).encode()
         error = error_of(net, _CHILD + f"answer.write({len(header).to_bytes(8, 'little') + header!r})", monkeypatch)
@@ -280,7 +304,7 @@ def test_no_child_is_left_behind(number: int, net: Path) -> None:
         pid = int(pid_file.read_text())
         time.sleep(0.2)
         running.send_signal(number)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=60)
     if number == signal.SIGINT:
         assert (running.returncode, out, err) == (2, "", "goodnet: interrupted: no record was written\n")
     ends = time.monotonic() + 10
@@ -299,7 +323,7 @@ def alive(pid: int) -> bool:
 
 def test_what_a_system_does_not_offer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = Limits.for_file(100 << 20)
-    assert (bounds.cpu_seconds, bounds.wall_seconds, bounds.memory) == (16, 100, (2 << 30) + (800 << 20))
+    assert (bounds.cpu_seconds, bounds.wall_seconds, bounds.memory) == (16, 160, (2 << 30) + (800 << 20))
     monkeypatch.setattr("goodnet.models.limits.resource", None)
     missing = confine(bounds)
     assert missing == ("processor time", "memory", "writing")

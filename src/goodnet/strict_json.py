@@ -11,7 +11,8 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +36,16 @@ def to_json(record: Any) -> str:
 
 def write_record(record: Any, path: Path) -> None:
     """Writes to a temporary name beside `path` and renames, so that a crash leaves the old file whole."""
+    with writing_record(record, path):
+        pass
+
+
+@contextmanager
+def writing_record(record: Any, path: Path) -> Iterator[None]:
+    """`write_record` in two steps: written before the `with`, renamed after it if nothing was raised inside."""
     with replacing(path) as part:
         part.write_text(to_json(record), encoding="utf-8")
+        yield
 
 
 def read(path: Path, formats: Mapping[str, type]) -> Any:

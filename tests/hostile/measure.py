@@ -1,6 +1,6 @@
 """Runs `goodnet` on every hostile file in a process of its own, and measures it.
 
-    python tests/hostile/measure.py     prints the table of docs/formats.md
+    python tests/hostile/measure.py     prints the table of docs/hostile.md
 
 A warm process forks one child a case, which calls the entry point of the command line; the child's peak of resident
 memory, its own readers' included, and its time are the kernel's figures.

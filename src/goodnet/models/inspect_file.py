@@ -93,7 +93,8 @@ def inspect_file(
     if content.tensors is not None:
         return _tensors(found, content.tensors, content.notes)
     classifier = content.classifier
-    assert classifier is not None
+    if classifier is None:
+        return replace(found, refused=f"{path}: neither a net nor weights came from it; refused")
     notes = classifier.notes
     try:
         graph = layer_graph(classifier)

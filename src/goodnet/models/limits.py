@@ -24,6 +24,7 @@ except ImportError:  # Windows
 _MIB, _GIB = 1 << 20, 1 << 30
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
+_CAPABILITIES, _READ_ANY = 0x20080522, 0b110  # version 3 of the call; CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 _FILES = 64
 
 
@@ -43,14 +44,14 @@ class Limits:
 
     @classmethod
     def for_file(cls, size: int) -> Limits:
-        """For a file of `size` bytes: 6 s of processor time, 60 s in all and 2 GiB of memory; for every 10 MiB of it a
+        """For a file of `size` bytes: 6 s of processor time, 120 s in all and 2 GiB of memory; for every 10 MiB of it a
         second, four seconds and 80 MiB more. A small net takes a tenth of a second; random float16 weights need
         4 bytes a byte to become one; a file may be packed."""
         blocks = size // (10 * _MIB)
-        return cls(cpu_seconds=6 + blocks, wall_seconds=60 + 4 * blocks, memory=2 * _GIB + 8 * size)
+        return cls(cpu_seconds=6 + blocks, wall_seconds=120 + 4 * blocks, memory=2 * _GIB + 8 * size)
 
     def words(self) -> str:
-        """`60 s of processor time, 180 s, 2.0 GiB`."""
+        """`6 s of processor time, 120 s, 2.0 GiB of memory`."""
         return f"{self.cpu_seconds} s of processor time, {self.wall_seconds} s, {self.memory / _GIB:.1f} GiB of memory"
 
 
@@ -89,7 +90,21 @@ def confine(limits: Limits) -> tuple[str, ...]:
     names = {"RLIMIT_CPU": "processor time", "RLIMIT_AS": "memory"}
     failed = [name for name, soft, hard in bounds if not _set(name, soft, hard)]
     missing = [names[name] for name in failed if name in names] + ([] if reserved else ["memory"])
-    return (*missing, *(() if _no_writing() else ("writing",)))
+    missing += _forbid_writing()
+    _drop_privileges()
+    return tuple(missing)
+
+
+def _drop_privileges() -> None:
+    """Of root's, or of the user namespace's, rights only that to read files is kept: none to raise a limit again, or
+    to go back to the network."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    head, sets = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(head, sets) == 0:
+        kept = sets[1] & _READ_ANY
+        libc.capset(head, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
 
 
 def _set(name: str, soft: int, hard: int) -> bool:
@@ -124,25 +139,25 @@ _CREATE, _RESTRICT = 444, 446  # landlock's system calls, the same on all machin
 _READ = 0b1100  # reading files and folders, which stay allowed
 
 
-def _no_writing() -> bool:
+def _forbid_writing() -> tuple[str, ...]:
     """Landlock (Linux 5.13): no file is opened for writing, made or removed, no program run; later versions also bind
-    truncation, TCP, signals and abstract sockets. What is open stays open."""
+    truncation (6.2), TCP, signals and abstract sockets. What is open stays open. Returns what is not forbidden."""
     if not sys.platform.startswith("linux"):
-        return False
+        return ("writing",)
     libc = ctypes.CDLL(None, use_errno=True)
     call: Callable[..., Any] = libc.syscall
     call.restype = ctypes.c_long  # type: ignore[attr-defined]
     version = call(_CREATE, None, ctypes.c_size_t(0), 1)
     if version < 1:
-        return False
+        return ("writing",)
     rights = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
     rules = _Ruleset(((1 << rights) - 1) & ~_READ, 0b11, 0b11)
     size = 8 if version < 4 else 16 if version < 6 else 24
     ruleset = call(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0)
     if ruleset < 0:
-        return False
+        return ("writing",)
     try:
         bound = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and call(_RESTRICT, ctypes.c_int(ruleset), 0) == 0
-        return bool(bound)
+        return ("writing",) if not bound else ("cutting files short",) if version < 3 else ()
     finally:
         os.close(ruleset)

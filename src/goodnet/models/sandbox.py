@@ -25,7 +25,7 @@ from goodnet.errors import DataError, ModelError, UnsafeFileError, UsageError
 from goodnet.models.formats import Content, LoadOptions, one_line
 from goodnet.models.goodnet_file import load_goodnet
 from goodnet.models.limits import Limits
-from goodnet.models.sandbox_child import ANSWER, NET, TENSORS
+from goodnet.models.sandbox_child import ANSWER, NEITHER, NET, TENSORS
 from goodnet.models.state_dict import safetensors_metadata
 
 ENVIRONMENT = "GOODNET_SANDBOX"
@@ -111,7 +111,13 @@ def _content(answer: Path, limits: Limits, sha256: str, device: str | torch.devi
     if about["kind"] == TENSORS:
         notes = tuple(str(note) for note in about["notes"])
         tensors = load_file(answer)
-        return replace(content, tensors={str(key): tensors[key] for key in about["order"]}, notes=notes)
+        if any(value.is_complex() for value in tensors.values()):
+            raise TypeError("complex weights")
+        ordered = {str(key): tensors[key] for key in about["order"]}
+        plain = {key: value.float() if value.is_floating_point() else value for key, value in ordered.items()}
+        return replace(content, tensors=plain, notes=notes)
+    if about["kind"] != NEITHER:
+        raise ValueError("an answer of no known kind")
     return content
 
 
