@@ -279,7 +279,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRecord:
-    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, `poisoned_data` `poisoned`'s sets."""
+    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, `poisoned_data` the sets used."""
 
     acc: Share | None
     fpr: Share | None
