@@ -59,7 +59,7 @@ def closure(requirements: Sequence[Requirement], found: Mapping[str, metadata.Di
 
 
 def licence(package: metadata.Distribution) -> str:
-    """As the package states it: the expression, else the trove classifiers, else the first line of the old field or file."""
+    """As the package states it: the expression, the classifiers, else the first line of the old field or the file."""
     about = package.metadata
     if about.get("License-Expression"):
         return str(about["License-Expression"])
@@ -73,7 +73,8 @@ def _file(package: metadata.Distribution) -> list[str]:
     """The lines of the licence that comes with the package."""
     for file in package.files or ():
         if file.name in ("LICENSE", "LICENSE.txt"):
-            return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            return [line for line in lines if "licen" in line.lower()]
     return []
 
 

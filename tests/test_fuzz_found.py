@@ -248,6 +248,34 @@ def test_pillows_words_on_metadata(tmp_path: Path) -> None:
     assert read_images(tmp_path).pixels.shape == (2, 3, 6, 5)
 
 
+def test_more_pixels_than_the_bytes_can_hold(tmp_path: Path) -> None:
+    for suffix, place in ((".png", 16), (".jpg", 0)):
+        out = io.BytesIO()
+        Image.fromarray(np.zeros((6, 5, 3), np.uint8)).save(out, "PNG" if suffix == ".png" else "JPEG")
+        content = bytearray(out.getvalue())
+        if suffix == ".png":
+            content[place : place + 8] = (9000).to_bytes(4, "big") * 2
+            content[29:33] = zipfile.crc32(bytes(content[12:29])).to_bytes(4, "big")
+        else:
+            place = content.index(b"\xff\xc0") + 5
+            content[place : place + 4] = (9000).to_bytes(2, "big") * 2
+        folder = tmp_path / suffix
+        folder.mkdir()
+        saved(folder / f"a{suffix}", bytes(content))
+        assert "(9000x9000) for" in refusal(read_images, folder, DataError)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_images_of_one_colour_are_as_small_as_can_be(mode: str, tmp_path: Path) -> None:
+    size = (4000, 3000)
+    Image.new(mode, size).save(tmp_path / "a.png", optimize=True, compress_level=9)
+    assert read_images(tmp_path).pixels.shape[2:] == size[::-1]
+    if mode in ("L", "RGB"):
+        (tmp_path / "a.png").unlink()
+        Image.new(mode, size).save(tmp_path / "a.jpg", quality=1, optimize=True, progressive=True, subsampling=2)
+        assert read_images(tmp_path).pixels.shape[2:] == size[::-1]
+
+
 def npz(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
