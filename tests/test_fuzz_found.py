@@ -209,6 +209,22 @@ def test_onnx_operators_that_give_nothing_or_are_set_to_nonsense(tmp_path: Path)
     )
 
 
+def test_onnx_constants_without_a_value_and_operators_on_two_lines(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_model_from_string(whole("onnx", "none--mean.onnx", tmp_path))
+    node = next(node for node in model.graph.node if node.op_type == "Constant")
+    del node.attribute[:]
+    assert "does not fit" in refusal(
+        load_classifier, saved(tmp_path / "constant.onnx", model.SerializeToString()), ModelError
+    )
+    for changes in ({"op_type": "Re\nlu"}, {"op_type": "Re\nlu", "domain": "x"}):
+        model = onnx.load_model_from_string(whole("onnx", "none--flat.onnx", tmp_path))
+        node = next(node for node in model.graph.node if node.op_type == "Relu")
+        for key, value in changes.items():
+            setattr(node, key, value)
+        refusal(load_classifier, saved(tmp_path / "lines.onnx", model.SerializeToString()), ModelError)
+
+
 ODD: dict[str, Callable[[dict[str, Any]], None]] = {
     "output": lambda node: node["outputs"][0]["as_tensor"].update(name={"a": 1}),
     "input": lambda node: node["inputs"][0]["arg"]["as_tensor"].update(name=["a"]),

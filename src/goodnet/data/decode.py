@@ -124,7 +124,8 @@ def _check_claim(image: Image.Image, encoded: bytes, name: str) -> None:
         pixels, least = pixels * bits // 8, _MAX_INFLATION * len(encoded)
     if pixels > least:
         raise DataError(
-            f"{name}: expected a whole image, got too many pixels ({image.height}x{image.width}) for {len(encoded)} bytes"
+            f"{name}: expected a whole image, got too many pixels ({image.height}x{image.width}) "
+            f"for {len(encoded)} bytes"
         )
 
 
