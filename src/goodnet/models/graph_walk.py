@@ -63,8 +63,7 @@ class Walk:
     state: dict[str, Array] = field(default_factory=dict)
 
     def where(self, node: Node) -> str:
-        op = node.op if node.op.isprintable() else repr(node.op)
-        return f"{self.file}: operator {node.name or node.outputs[0]!r:.80} ({op:.40})"
+        return f"{self.file}: operator {node.name or node.outputs[0]!r:.80} ({node.op:.40})"
 
     def each(self, nodes: Iterable[Node], translate: Callable[[Walk, Node], None]) -> None:
         """Translates the operators one by one. Raises ModelError, also for a setting of a senseless type."""

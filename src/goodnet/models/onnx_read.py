@@ -122,8 +122,7 @@ def _word(value: Any, path: Path) -> str:
 def _node(node: Any, path: Path) -> Node:
     for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
         _word(name, path)
-    op = node.op_type if node.op_type.isprintable() else repr(node.op_type)
-    where = f"{path}: operator {node.name or node.op_type!r:.80} ({op:.40})"
+    where = f"{path}: operator {node.name or node.op_type!r:.80} ({node.op_type:.40})"
     if not node.output:
         raise ModelError(f"{where}: gives nothing")
     if node.domain not in _DOMAINS:
