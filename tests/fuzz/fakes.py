@@ -45,7 +45,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "0-whole": lambda: None,
     "1-refused": lambda: _refuses("expected this, got that"),
     "2-error": lambda: {}["a"],
-    "3-lines": lambda: _refuses("two\nlines"),
+    "3-long": lambda: _refuses("words " * 200),
     "4-says": lambda: print("something"),
     "5-memory": _takes_memory,
     "6-asks": _asks_for_memory,
