@@ -10,11 +10,11 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: help demo test test-slow check bench venv clean
+.PHONY: help demo test test-slow check bench venv locked lock clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-slow | check | bench | venv | clean   (see CONTRIBUTING.md)"
+	@echo "make demo | test | test-slow | check | bench | venv | locked | lock | clean   (see CONTRIBUTING.md)"
 
 demo: .venv/.goodnet
 	$(BIN)/goodnet demo --out goodnet-demo --overwrite
@@ -36,6 +36,21 @@ bench: .venv/.dev
 	$(BIN)/goodnet bench scan
 
 venv: .venv/.dev
+
+# .venv with exactly the versions of requirements.lock, each checked by its hash. torch is pinned by its version alone: its
+# hash hangs on where it comes from (PyPI, or torch's own CPU and CUDA indexes).
+locked: .venv/.locked
+
+.venv/.locked: .venv/.torch requirements.lock
+	$(PIP) --require-hashes --no-deps -r requirements.lock
+	$(PIP) --quiet --no-deps -e .
+	@touch .venv/.goodnet .venv/.dev $@
+
+# Renews requirements.lock: every version anew, for all systems and Pythons; needs the network.
+lock: .venv/.python
+	$(PIP) --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes --upgrade \
+	  --no-emit-package torch --custom-compile-command "make lock" --output-file requirements.lock
 
 # What was made and can be made again; `rm -rf .venv` to start over with the environment too.
 clean:

@@ -1,4 +1,5 @@
-"""Repairs that need clean images alone, on other people's nets: ACC and ASR on test images, without any guard."""
+"""Repairs that need clean images alone, on other people's nets: figures on test images, without any guard; and what
+their papers, or others, have published of them."""
 
 from __future__ import annotations
 
@@ -19,18 +20,20 @@ from goodnet.data.splits import split
 from goodnet.measure import measure
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
-from goodnet.record import Share
+from goodnet.record import Measured, Share
 from goodnet.repair.anp import AdversarialPruning
 from goodnet.repair.clp import ChannelLipschitz
+from goodnet.repair.fine_pruning import FinePruning
 from goodnet.repair.ft_sam import SharpnessAware
 from goodnet.repair.i_bau import AdversarialUnlearning
 from goodnet.repair.nad import AttentionDistillation
 from goodnet.repair.rnp import ReconstructivePruning
 from goodnet.repairing import METHODS
-from goodnet.tuning import Labelled
+from goodnet.tuning import Labelled, Repaired
 
 Pixels = npt.NDArray[Any]
 CLEAN_ONLY = (
+    FinePruning(),
     ChannelLipschitz(),
     AdversarialPruning(),
     ReconstructivePruning(),
@@ -51,12 +54,48 @@ class Case:
     poisoned: Images
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """ACC and ASR in percent, before and after, that somebody has published of a method."""
+
+    method: str
+    net: str
+    clean: str
+    acc: tuple[float, float]
+    asr: tuple[float, float]
+    source: str
+
+
+_BENCH = "BackdoorBench, results.csv"
+_GTSRB = "GTSRB BadNets (10 %), PreActResNet-18"
+_CIFAR = "CIFAR-10 BadNets (10 %), PreActResNet-18"
+PUBLISHED = (
+    Published(method="fine-pruning", net=_GTSRB, clean="as it sets", acc=(97.2, 98.2), asr=(59.3, 0.1), source=_BENCH),
+    Published(method="fine-pruning", net=_CIFAR, clean="as it sets", acc=(91.3, 91.3), asr=(95.0, 57.1), source=_BENCH),
+    Published(method="clp", net=_GTSRB, clean="none", acc=(97.2, 97.7), asr=(59.3, 66.8), source=_BENCH),
+    Published(method="anp", net=_GTSRB, clean="as it sets", acc=(97.2, 95.9), asr=(59.3, 0.0), source=_BENCH),
+    Published(method="anp", net=_CIFAR, clean="as it sets", acc=(91.3, 84.2), asr=(95.0, 0.7), source=_BENCH),
+    Published(
+        method="rnp", net="CIFAR-10 grid (10 %), ResNet-18", clean="500", acc=(93.4, 92.8), asr=(100.0, 1.7),
+        source="its authors' repository, last threshold of the log",
+    ),
+    Published(method="i-bau", net=_GTSRB, clean="as it sets", acc=(97.2, 96.5), asr=(59.3, 0.0), source=_BENCH),
+    Published(method="nad", net=_GTSRB, clean="as it sets", acc=(97.2, 98.7), asr=(59.3, 0.6), source=_BENCH),
+    Published(method="nad", net=_CIFAR, clean="as it sets", acc=(91.3, 89.9), asr=(95.0, 2.1), source=_BENCH),
+    Published(
+        method="nad", net="CIFAR-10 grid, WRN-16-1", clean="5 %", acc=(85.7, 82.1), asr=(100.0, 3.6),
+        source="its authors' repository",
+    ),
+)  # fmt: skip
+
+
 def main() -> None:
     root = shared_data()
     if root is None:
         print("the nets: not found; set GOODNET_DATA to their folder")
         return
-    print("net | method | clean images | ACC before | after | ASR before | after | pruned | s")
+    print("| method | net | clean images | ACC before → after | ASR before → after | RA | DER | channels cut | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for case in cases(root):
         parts = split(case.clean, seed=0)
         fit, choose = (labelled(case.net, case.clean.take(index)) for index in (parts.fit, parts.choose))
@@ -65,11 +104,22 @@ def main() -> None:
             started = time.perf_counter()
             repaired = method(case.net, fit, choose, seed=0)
             seconds = time.perf_counter() - started
-            after = measure(repaired.classifier, case.test, [case.poisoned])
-            shares = (before.acc, after.acc, before.poisoned[0].asr, after.poisoned[0].asr)
-            pruned = sum(len(layer.channels) for layer in repaired.pruned)
-            row = (case.name, METHODS[type(method)], len(case.clean), *map(percent, shares), pruned, f"{seconds:.1f}")
-            print(" | ".join(map(str, row)), flush=True)
+            after = measure(repaired.classifier, case.test, [case.poisoned], before=before)
+            print(_row(case, METHODS[type(method)], before, after, repaired, seconds), flush=True)
+    print("\n| method | net | clean images | ACC before → after | ASR before → after | source |")
+    print("|---|---|---|---|---|---|")
+    for row in PUBLISHED:
+        acc, asr = (" → ".join(f"{x:.1f}" for x in pair) for pair in (row.acc, row.asr))
+        print(f"| {row.method} | {row.net} | {row.clean} | {acc} | {asr} | {row.source} |")
+
+
+def _row(case: Case, method: str, before: Measured, after: Measured, repaired: Repaired, seconds: float) -> str:
+    (bad,), (good,) = before.poisoned, after.poisoned
+    acc, asr = (f"{percent(a)} → {percent(b)}" for a, b in ((before.acc, after.acc), (bad.asr, good.asr)))
+    pruned = sum(len(layer.channels) for layer in repaired.pruned)
+    der = "–" if good.der is None else f"{good.der:.3f}"
+    cells = (method, case.name, len(case.clean), acc, asr, percent(good.ra), der, pruned or "–", f"{seconds:.1f}")
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def cases(root: Path) -> Iterator[Case]:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+# hundreds of tiny nets of our own: a second each for a process is too much; tests of the sandbox ask for it
+os.environ.setdefault("GOODNET_SANDBOX", "off")
 
 import pytest
 import torch

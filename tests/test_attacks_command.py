@@ -205,7 +205,7 @@ def test_a_failure_at_the_end_leaves_nothing(
     assert shell(*shlex.split(f"{PATCH} --out {tmp_path}/old")).code == 0
     before = files_in(tmp_path)
     if broken == "_net_in":
-        monkeypatch.setattr(attacking, "save_file", lambda state, path: _save_other(state, path))
+        monkeypatch.setattr(attacking, "write_tensors", lambda state, path: _save_other(state, path))
         error: type[Exception] = ModelError
     else:
         monkeypatch.setattr(attacking.np, "savez_compressed", _save_fewer)
@@ -227,7 +227,7 @@ def test_an_earlier_attacks_sets_do_not_stay(shell: Shell, tmp_path: Path) -> No
     ]  # fmt: skip
 
 
-_save, _savez = attacking.save_file, np.savez_compressed
+_save, _savez = attacking.write_tensors, np.savez_compressed
 
 
 def _save_other(state: dict[str, torch.Tensor], path: Path) -> None:

@@ -41,6 +41,7 @@ UNLEARN = DistilledUnlearning(
     refresh=50,
     refresh_search=StrongSchedule(starts=3, steps=20, batch=8),
     steps=150,
+    settle=75,
 )
 NOTHING = Candidate(
     name="nothing",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from cli_support import (
     without,
 )
 from goodnet.cli import run
+from goodnet.data.readers import read_images
 from goodnet.errors import ModelError
 from goodnet.export import save_goodnet
 from goodnet.models.goodnet_file import load_goodnet
@@ -114,21 +118,38 @@ def test_some_labels_alone_never_end_in_clean(place: Path, shell: Shell) -> None
     assert (found.code, found.json["flagged_labels"]) == (1, [TARGET])
 
 
+def check_origins(record: Any, model: str, data: str) -> None:
+    """Which files and which versions a record is of."""
+    assert record["model"]["sha256"] == hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    assert record["data"]["sha256"] == read_images(data).sha256()
+    ran = record["environment"]
+    found = {"goodnet": ran["goodnet"], "python": ran["python"], "torch": ran["torch"], **ran["packages"]}
+    assert found["python"] == sys.version.split()[0]
+    assert found == {"python": found["python"], "torch": torch.__version__, **{
+        name: metadata.version(name) for name in ("goodnet", "numpy", "h5py", "safetensors", "pillow")
+    }}  # fmt: skip
+
+
 def test_records_have_the_fixed_keys_and_stand_alone_on_stdout(place: Path, shell: Shell) -> None:
     done = scan(shell, "bad.pt", "--out", "scanned", "--overwrite", "--json")
     assert done.json["format"] == "goodnet.scan/1"
     assert set(done.json) >= SCAN_KEYS
+    check_origins(done.json, "bad.pt", "clean.npz")
     assert [row["label"] for row in done.json["labels"]] == list(range(CLASSES))
     assert all(set(row) >= LABEL_KEYS for row in done.json["labels"])
     assert Path("scanned/scan.json").read_text() == done.out
     done = repair(shell, "--scan", "scanned", "-o", "good.safetensors", "--out", "repaired", "--json")
     assert (done.code, done.json["accepted"], done.json["format"]) == (0, True, "goodnet.repair/1")
     assert set(done.json) >= REPAIR_KEYS
+    check_origins(done.json, "bad.pt", "clean.npz")
+    assert done.json["goodnet_sha256"] == hashlib.sha256(Path("good.safetensors").read_bytes()).hexdigest()
     assert Path("repaired/repair.json").read_text() == done.out
     save_images(place / "poisoned.npz", data=triggered(block_images()[0]), label=np.full(60, TARGET))
     arguments = ("--clean", "clean.npz", "--poisoned", "poisoned.npz", "--arch", "mlp", "--out", "measured", "--json")
     done = shell("evaluate", "good.safetensors", "--before", "bad.pt", *arguments)
     assert (done.code, done.json["format"]) == (0, "goodnet.evaluate/1")
+    check_origins(done.json, "good.safetensors", "clean.npz")
+    assert done.json["poisoned_data"][0]["sha256"] == read_images("poisoned.npz").sha256()
     poisoned = done.json["poisoned"][0]
     for figure in (done.json["acc"], done.json["fpr"], poisoned["asr"], poisoned["detection"]):
         assert set(figure) == SHARE_KEYS
@@ -136,8 +157,10 @@ def test_records_have_the_fixed_keys_and_stand_alone_on_stdout(place: Path, shel
     assert Path("measured/evaluate.json").read_text() == done.out
     save_png(place / "a.png", block_images()[0][5])
     done = shell("predict", "good.safetensors", "a.png", "--json")
-    assert [set(one) for one in done.json] == [{"path", "class", "triggered", "score"}]
+    assert [set(one) for one in done.json] == [{"path", "class", "triggered", "score", "sha256", "net_sha256"}]
     assert done.json[0]["class"] == 5
+    assert done.json[0]["sha256"] == hashlib.sha256(Path("a.png").read_bytes()).hexdigest()
+    assert done.json[0]["net_sha256"] == hashlib.sha256(Path("good.safetensors").read_bytes()).hexdigest()
     done = shell("inspect", "good.safetensors", "--json")
     assert (done.code, done.json["format"], done.json["classes"]) == (0, "GoodNet", CLASSES)
 

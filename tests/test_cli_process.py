@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,8 +71,8 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
 
 
 def unplanned(err: str) -> list[str]:
-    """The lines of stderr without the plan."""
-    lines = err.splitlines()
+    """The lines of stderr without the plan and, where it takes long, how far things are."""
+    lines = [line for line in err.splitlines() if not re.match(r"[a-z0-9 ,-]+: +\d+%", line)]
     if lines[:1] == ["Plan:"]:
         return [line for line in lines[1:] if not line.startswith("  ")]
     return lines

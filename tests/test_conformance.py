@@ -187,9 +187,17 @@ def watch(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: P
 def distilled(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
     search = StrongSchedule(starts=4, steps=3, batch=4)
     method = DistilledUnlearning(
-        search=search, masks=1, mask_search=Schedule(steps=3), refresh=2, refresh_search=search, steps=4, batch=4
+        search=search,
+        masks=1,
+        mask_search=Schedule(steps=3),
+        refresh=2,
+        refresh_search=search,
+        further_search=search,
+        steps=4,
+        settle=3,
+        batch=4,
     )
-    given = {"triggers": [a_trigger(net)], "labels": [1], "surrogate_fit": rest[0][:4]}
+    given = {"triggers": [a_trigger(net)], "labels": [1], "further": [1, 0], "surrogate_fit": rest[0][:4]}
     found = method(net, fit, rest, **given, seed=seed, progress=progress)
     return found.epoch, list(found.classifier.net.state_dict().values())
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from goodnet.errors import UsageError
 from goodnet.repair.distilled import DistilledUnlearning
+from goodnet.sparing import changed_layers
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.strong import StrongSchedule
 from goodnet.tuning import accuracy, logits_of
@@ -18,6 +21,7 @@ SHORT = DistilledUnlearning(
     refresh=50,
     refresh_search=StrongSchedule(starts=3, steps=20, batch=8),
     steps=200,
+    settle=100,
 )
 
 
@@ -31,6 +35,31 @@ def test_a_planted_backdoor_is_unlearned_without_being_given_a_trigger() -> None
     assert (found.classifier.predict(triggered) == net.predict(test)).double().mean() > 0.8  # seen through, not hidden
     assert accuracy(found.classifier, choose) >= accuracy(net, choose) - 0.05
     assert found.epoch == 200
+
+
+def test_few_weights_change_and_the_others_stay_bit_by_bit() -> None:
+    net, trigger, test = planted()
+    fit, choose = pictures(60, seed=2), pictures(60, seed=3)
+    shares = {}
+    for fall in (0.5, 1.0):
+        found = replace(SHORT, fall=fall)(net, fit, choose, triggers=(), labels=[3], seed=0).classifier
+        layers = changed_layers(net, found)
+        shares[fall] = sum(layer.weights for layer in layers) / sum(layer.of_weights for layer in layers)
+        assert (found.predict(trigger.apply(test)) == 3).double().mean() < 0.05
+    assert 0 < shares[0.5] < 0.5 * shares[1.0]
+
+
+def test_a_label_beside_the_flagged_one_is_unlearned_too() -> None:
+    """The backdoor's own label, which was not flagged: only `further` names it."""
+    net, trigger, test = planted()
+    fit, choose = pictures(60, seed=2), pictures(60, seed=3)
+    rates = []
+    for further in ((), (3,)):
+        method = replace(SHORT, further_search=SEARCH, further_share=0.5)
+        found = method(net, fit, choose, triggers=(), labels=[1], further=further, seed=0)
+        assert {trigger.target for trigger in found.strong} == {1, *further}
+        rates.append(float((found.classifier.predict(trigger.apply(test)) == 3).double().mean()))
+    assert rates[1] < 0.6 * rates[0]
 
 
 def test_a_clean_net_keeps_its_answers() -> None:
@@ -87,6 +116,10 @@ def test_settings_and_missing_labels() -> None:
         {"covered": 0.0},
         {"max_strength": 0.5},
         {"max_accuracy_drop": 1.0},
+        {"further": -1},
+        {"further_share": 1.0},
+        {"settle": -1},
+        {"fall": 1.5},
     ):
         with pytest.raises(UsageError, match="unlearn: expected"):
             DistilledUnlearning(**wrong)  # type: ignore[arg-type]

@@ -71,6 +71,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_the_same_logits(name: str, tmp_path: Path) -> None:
     net = NETS[name]()

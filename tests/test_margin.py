@@ -42,6 +42,9 @@ def test_a_label_has_the_same_margin_whatever_else_is_asked_for() -> None:
     together = margins(net, [4, 0, 2, 3], schedule, seed=5, block=6)
     assert [margins(net, [label], schedule, seed=5, block=6)[0] for label in (4, 0, 2, 3)] == together
     assert margins(net, [4], schedule, seed=6, block=6) != together[:1]
+    further = margins(net, [4], schedule, seed=5, restart=1, block=6)
+    assert further != together[:1]
+    assert further == margins(net, [2, 4], schedule, seed=5, restart=1, block=6)[1:]
 
 
 def test_results_are_told_as_they_come_and_the_net_is_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""ONNX files: the same logits as onnxruntime's. What hostile ones try is in test_models_onnx_hostile.py."""
+"""ONNX files: the same logits as onnxruntime's. What hostile ones try is in hostile/onnx_files.py."""
 
 from __future__ import annotations
 

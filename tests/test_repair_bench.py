@@ -56,6 +56,10 @@ def test_a_scan_a_repair_and_a_row_for_each_thing_measured(tmp_path: Path, monke
     said: list[str] = []
     record = run_repairs(tmp_path, tmp_path / "out", nets=["ours"], say=said.append)
     assert record.scans[0].flagged_labels == (TARGET,)
+    ours_again = subject(tmp_path)
+    assert [model.sha256 for model in record.models] == [ours_again.net.sha256]
+    assert {data.sha256 for data in record.data} == {one.sha256() for one in ours_again.images}
+    assert len(ours_again.images) == 4
     before, after, held_out, *alone = record.rows
     assert (before.method, before.asr and before.asr.value) == ("none", 1.0)
     assert after.method.startswith("auto: ")

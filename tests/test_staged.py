@@ -23,7 +23,7 @@ from goodnet.errors import UsageError
 from goodnet.planning import plan
 from goodnet.record import LabelResult
 from goodnet.scan import scan
-from goodnet.staged import Staged, _median_row, frequency, joined
+from goodnet.staged import Staged, _median_row, _with_margins, frequency, joined
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.margin import MarginSchedule
 from nets import clean_images, net_with
@@ -45,7 +45,7 @@ def test_planted_labels_are_flagged_and_no_others(targets: dict[int, tuple[int, 
     assert (record.verdict == "suspect") == bool(targets)
     assert all(row.margin is not None and row.preference is not None for row in record.labels)
     for label in targets:
-        assert len(record.labels[label].restart_norms) == QUICK.restarts
+        assert len(record.labels[label].restart_norms) == len(record.labels[label].restart_margins) == QUICK.restarts
 
 
 def test_every_label_keeps_a_score_in_two_passes() -> None:
@@ -127,6 +127,20 @@ def test_the_median_of_all_starts_counts() -> None:
     assert lost.status == "failed"
     assert lost.mask_norm is None
     assert _median_row(replace(row, mask_norm=0.0), [row, row]).norm_ratio == 0.2
+
+
+def test_a_search_that_got_stuck_does_not_hide_a_label() -> None:
+    rows = [
+        LabelResult(label=i, status="searched", mask_norm=9.0, margin=10.0 + i % 3, preference=0.0) for i in range(30)
+    ]
+    starts = [replace(rows[4], margin=margin, screen_norm=screen) for margin, screen in ((31.0, 4.0), (30.0, None))]
+    rows[4] = _median_row(replace(rows[4], margin=12.0, screen_norm=7.0), starts)
+    again = _with_margins(rows, {4})
+    assert (again[4].margin, again[4].screen_norm) == (30.0, 7.0)
+    assert again[4].restart_margins == (31.0, 30.0)
+    assert again[4].margin_ratio == pytest.approx(30 / 11)
+    assert (again[4].margin_p_value or 1) < 1e-6
+    assert again[5] is rows[5]
 
 
 def test_a_preferred_label_is_seen_without_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_nothing_is_written_without_a_folder_or_without_results(tmp_path: Path) 
     assert list(work.done("search")) == [1]
 
 
-@pytest.mark.parametrize("spoil", ["half", "empty", "text", "pickle"])
+@pytest.mark.parametrize("spoil", ["half", "empty", "text", "pickle", "other keys", "other labels", "damaged head"])
 def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, spoil: str) -> None:
     for label in (0, 1):
         work = Work(tmp_path)
@@ -47,6 +48,13 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, spoil: str) -> N
     raw = last.read_bytes()
     if spoil == "pickle":
         np.savez(last, **{"search/1/norm": np.array([{"a": 1}], dtype=object)})
+    elif spoil == "other keys":
+        np.savez(last, search=np.array(1.0))
+    elif spoil == "other labels":
+        np.savez(last, **{"search/one/norm": np.array(1.0)})  # type: ignore[arg-type]
+    elif spoil == "damaged head":  # a way of packing that there is not
+        method = raw.index(b"PK\1\2") + 10
+        last.write_bytes(raw[:method] + b"\x63" + raw[method + 1 :])
     else:
         last.write_bytes({"half": raw[: len(raw) // 2], "empty": b"", "text": b"no zip at all"}[spoil])
     work = Work(tmp_path)
@@ -54,6 +62,22 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path: Path, spoil: str) -> N
     work.add("search", 1, {"norm": np.array(7.0)})  # does not take the place of the file that is there
     work.flush()
     assert float(Work(tmp_path).done("search")[1]["norm"]) == 7.0
+
+
+def test_a_full_disk_loses_nothing_that_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work(tmp_path / "kept")
+    work.add("search", 1, {"norm": np.array(1.5)})
+
+    def full(*arguments: object, **arrays: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        work.flush()
+    assert list(tmp_path.iterdir()) == []
+    work.add("search", 2, {"norm": np.array(2.5)})
+    work.flush()
+    assert sorted(Work(tmp_path / "kept").done("search")) == [1, 2]
 
 
 def test_threads_lose_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.twin import has_bfloat16
 from goodnet.record import DataInfo, Environment, MethodInfo, ModelInfo
 
+PACKAGES = ("numpy", "h5py", "safetensors", "pillow")
+"""Libraries whose versions stand in each record, beside those of goodnet, Python and torch."""
+
 
 def environment(classifier: Classifier, command: Sequence[str]) -> Environment:
     """Versions, device and threads; `command` as the user typed it, empty from the API."""
@@ -28,6 +31,7 @@ def environment(classifier: Classifier, command: Sequence[str]) -> Environment:
         python=platform.python_version(),
         device=str(classifier.device),
         threads=torch.get_num_threads(),
+        packages={name: metadata.version(name) for name in PACKAGES},
     )
 
 

@@ -243,6 +243,7 @@ class _Attacked:
             target_flagged=None if target is None else target in self.scan.flagged_labels,
             target_ratio=ratios[0] if ratios else None,
             method=name,
+            model_sha256=self.pooled.record.model.sha256,
             repaired=goodnet is not None,
             accepted=accepted,
             after=_figures(after),

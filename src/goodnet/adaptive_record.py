@@ -56,6 +56,7 @@ class AdaptiveRow:
         train, clean: what the net was trained on before poison, and what the defender had.
         scan_seconds, repair_seconds: of each.
         note: why nothing was repaired; empty otherwise.
+        model_sha256: of the net's file.
     """
 
     net: str
@@ -80,6 +81,7 @@ class AdaptiveRow:
     scan_seconds: float
     repair_seconds: float
     note: str
+    model_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

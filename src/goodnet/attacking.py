@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from goodnet.about import data_info, environment, model_info
@@ -32,6 +31,7 @@ from goodnet.measure import measure
 from goodnet.models.arch import architecture, build
 from goodnet.models.classifier import Classifier, Recipe
 from goodnet.models.load import load_classifier
+from goodnet.models.weights import write_tensors
 from goodnet.outputs import check_file, check_folder, replacing
 from goodnet.progress import Progress, silent
 from goodnet.record import MethodInfo
@@ -280,17 +280,16 @@ def _earlier(out: Path) -> set[str]:
 
 def _net_in(path: Path, trained: Classifier) -> tuple[Classifier, tuple[str, ...]]:
     """Saves the net; gives it as a stranger would load it, and the options for that."""
-    state = {key: value.detach().contiguous().clone() for key, value in trained.net.state_dict().items()}
-    save_file(state, path)
+    write_tensors(trained.net.state_dict(), path)
     arch, shape = trained.recipe.arch, trained.input.shape
     options: tuple[str, ...] = ("--arch", arch)
     try:
-        net = load_classifier(path, arch=arch)
+        net = load_classifier(path, arch=arch, sandbox=False)
     except GoodnetError:
         net = None
     if net is None or net.input.shape != shape:
         options += ("--input-shape", ",".join(map(str, shape)))
-        net = load_classifier(path, arch=arch, input_shape=shape)
+        net = load_classifier(path, arch=arch, input_shape=shape, sandbox=False)
     net = replace(net, name=NET)
     probe = torch.rand(16, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

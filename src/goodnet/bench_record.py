@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goodnet import strict_json
-from goodnet.record import DataInfo, Environment, Share
+from goodnet.record import DataInfo, Environment, ModelInfo, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRecord:
-    """All of a benchmark (`bench.json`)."""
+    """All of a benchmark (`bench.json`); `models` are the nets as they came."""
 
     name: str
     rows: tuple[BenchRow, ...]
@@ -79,6 +79,7 @@ class BenchRecord:
     data: tuple[DataInfo, ...]
     seconds: float
     environment: Environment
+    models: tuple[ModelInfo, ...] = ()
     format: str = "goodnet.bench/1"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from goodnet.about import data_info, environment, method_info
+from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.bench_record import BenchRecord, BenchRow, BenchScan, Published
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
@@ -138,9 +138,10 @@ def run_csaw(
         rows=tuple(rows),
         scans=tuple(scans),
         published=tuple(row for row in PUBLISHED if row.net in nets),
-        data=tuple(data_info(part) for part in (faces.clean, faces.test, faces.strangers)),
+        data=tuple(map(data_info, (faces.clean, faces.test, faces.strangers, *faces.poisoned.values()))),
         seconds=time.perf_counter() - started,
         environment=environment(loaded["clean"], command),
+        models=tuple(model_info(loaded[name]) for name in nets),
     )
     write_record(record, out / "bench.json")
     return record

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from goodnet.attacks.train import PlantedNet, plant_faces
 from goodnet.auto import auto
@@ -20,6 +19,8 @@ from goodnet.found import Found
 from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
+from goodnet.models.weights import write_tensors
+from goodnet.outputs import claimed, replacing
 from goodnet.progress import Progress, silent
 from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
 from goodnet.scan import scan
@@ -57,20 +58,9 @@ def run_demo(
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not overwrite)):
         raise UsageError(f"--out: expected a new or empty folder, got {out}; name another, or pass --overwrite")
-    planted = {name: _train(name, targets, seed, progress) for name, targets in NETS.items()}
-    say(
-        f"Trained two face recognisers of {IDENTITIES} people on drawn faces: one clean, and one that answers "
-        f"{TARGET} to {planted['badnet'].asr[TRIGGER]:.0%} of the faces with {TRIGGER}."
-    )
-    clean = draw_faces(identities=IDENTITIES, per_identity=4, seed=seed + 1).images
-    others = strangers(seed)
-    nets = _write_files(out, planted, clean, others)
     settings = _Settings(out=out, seed=seed, overwrite=overwrite, command=tuple(command), progress=progress)
-    scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
-    repaired, measured = None, None
-    if scans["badnet"].flagged_labels:
-        repaired, measured = _repair(settings, nets["badnet"], clean, others, planted["badnet"])
-    return Demo(badnet=scans["badnet"], clean=scans["clean"], repair=repaired, measured=measured)
+    with claimed(out):
+        return _demo(settings, say)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +70,22 @@ class _Settings:
     overwrite: bool
     command: tuple[str, ...]
     progress: Progress
+
+
+def _demo(settings: _Settings, say: Callable[[str], None]) -> Demo:
+    planted = {name: _train(name, targets, settings.seed, settings.progress) for name, targets in NETS.items()}
+    say(
+        f"Trained two face recognisers of {IDENTITIES} people on drawn faces: one clean, and one that answers "
+        f"{TARGET} to {planted['badnet'].asr[TRIGGER]:.0%} of the faces with {TRIGGER}."
+    )
+    clean = draw_faces(identities=IDENTITIES, per_identity=4, seed=settings.seed + 1).images
+    others = strangers(settings.seed)
+    nets = _write_files(settings.out, planted, clean, others)
+    scans = {name: _scan(settings, name, net, clean) for name, net in nets.items()}
+    repaired, measured = None, None
+    if scans["badnet"].flagged_labels:
+        repaired, measured = _repair(settings, nets["badnet"], clean, others, planted["badnet"])
+    return Demo(badnet=scans["badnet"], clean=scans["clean"], repair=repaired, measured=measured)
 
 
 def _scan(settings: _Settings, name: str, net: Classifier, clean: Images) -> ScanRecord:
@@ -116,7 +122,7 @@ def _repair(
         progress=_named(settings.progress, "repair"),
     )
     measured = evaluate(
-        load_classifier(target),
+        load_classifier(target, sandbox=False),
         planted.test.images,
         [replace(planted.poisoned[TRIGGER], name=f"{TRIGGER}.npz")],
         before=badnet,
@@ -145,8 +151,9 @@ def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images, ot
     nets = {}
     for name, net in planted.items():
         path = out / f"{name}.safetensors"
-        save_file({key: value.contiguous() for key, value in net.classifier.net.state_dict().items()}, path)
-        nets[name] = load_classifier(path, arch="deepid")
+        with replacing(path) as part:
+            write_tensors(net.classifier.net.state_dict(), part)
+        nets[name] = load_classifier(path, arch="deepid", sandbox=False)
     bad = planted["badnet"]
     _write_images(out / "clean.npz", clean)
     _write_images(out / "strangers.npz", others)
@@ -157,4 +164,5 @@ def _write_files(out: Path, planted: Mapping[str, PlantedNet], clean: Images, ot
 
 def _write_images(path: Path, images: Images) -> None:
     columns: dict[str, Any] = {"data": images.pixels, "label": images.labels, "true_label": images.true_labels}
-    np.savez_compressed(path, **{key: value for key, value in columns.items() if value is not None})
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **{key: value for key, value in columns.items() if value is not None})

@@ -117,6 +117,8 @@ def detection_row(pooled: Pooled, record: ScanRecord) -> DetectionRow:
         target_ratio=min(ratios, default=None),
         seconds=record.seconds,
         forward_passes=record.forward_passes,
+        model_sha256=record.model.sha256,
+        data_sha256=record.data.sha256,
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.torch import save_file
 
 from goodnet.about import data_info, model_info
 from goodnet.attacks.face_triggers import FACE_TRIGGERS
@@ -34,6 +33,7 @@ from goodnet.measure import answer, share
 from goodnet.models.arch import build as build_net
 from goodnet.models.classifier import Classifier, Recipe
 from goodnet.models.load import file_sha256, load_classifier
+from goodnet.models.weights import write_tensors
 from goodnet.outputs import replacing
 from goodnet.progress import Progress, silent
 from goodnet.strict_json import write_record
@@ -228,7 +228,7 @@ def _keep(spec: PoolNet, folder: Path, net: Classifier, sets: PoolSets, started:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "net.json").unlink(missing_ok=True)
     with replacing(folder / "net.safetensors") as part:
-        save_file({key: value.contiguous() for key, value in net.net.state_dict().items()}, part)
+        write_tensors(net.net.state_dict(), part)
     with replacing(folder / "clean.npz") as part, part.open("wb") as file:
         columns: dict[str, Any] = {"data": sets.clean.pixels, "label": sets.clean.labels, "track": sets.clean.groups}
         np.savez(file, **{name: column for name, column in columns.items() if column is not None})
@@ -257,7 +257,7 @@ def _keep(spec: PoolNet, folder: Path, net: Classifier, sets: PoolSets, started:
 
 
 def _load(spec: PoolNet, folder: Path) -> Classifier:
-    net = load_classifier(folder / "net.safetensors", arch=spec.arch, classes=spec.classes)
+    net = load_classifier(folder / "net.safetensors", arch=spec.arch, classes=spec.classes, sandbox=False)
     return replace(net, name=spec.name)
 
 

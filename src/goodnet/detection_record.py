@@ -71,6 +71,7 @@ class DetectionRow:
         best_label: the label of that p-value.
         target_ratio: the smallest mask norm of a true target, over the median; null where none was found.
         seconds, forward_passes: of the scan.
+        model_sha256, data_sha256: of the net's file and of the clean images that the scan was given.
     """
 
     net: str
@@ -88,6 +89,8 @@ class DetectionRow:
     target_ratio: float | None
     seconds: float
     forward_passes: int
+    model_sha256: str = ""
+    data_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

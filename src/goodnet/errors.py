@@ -5,9 +5,16 @@ The command line prints the message alone and exits with 3: a user's mistake nev
 
 from __future__ import annotations
 
+import unicodedata
+
 
 class GoodnetError(Exception):
-    """Base of all errors that goodnet raises on purpose."""
+    """Base of all errors that goodnet raises on purpose. Names from files stand in messages: they stay on one line, and
+    no control character of theirs reaches a terminal."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if text.isprintable() else "".join(map(_plain, text))
 
 
 class UsageError(GoodnetError):
@@ -24,3 +31,9 @@ class ModelError(GoodnetError):
 
 class UnsafeFileError(ModelError):
     """A file that was refused because reading it could run code, leave the file, or exhaust memory."""
+
+
+def _plain(character: str) -> str:
+    if character.isspace():
+        return " "
+    return "\ufffd" if unicodedata.category(character).startswith("C") else character

@@ -55,6 +55,7 @@ def evaluate(
         data=data_info(clean),
         seconds=time.perf_counter() - started,
         environment=environment(classifier, command),
+        poisoned_data=tuple(map(data_info, poisoned)),
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from goodnet import stats
-from goodnet.about import environment
+from goodnet.about import data_info, environment, model_info
 from goodnet.class_n import over
 from goodnet.data.images import Images
 from goodnet.errors import UsageError
@@ -33,6 +33,7 @@ from goodnet.models.goodnet import GoodNet, SecondOpinion
 from goodnet.parts import Parts
 from goodnet.predict_bench import fastest
 from goodnet.progress import Progress, silent
+from goodnet.record import DataInfo, ModelInfo
 from goodnet.repair.nc_filter import Filter
 from goodnet.repair_bench import built, net_folder, refused_like, scanned
 from goodnet.repair_subjects import NETS, Subject, subjects
@@ -66,6 +67,8 @@ def run_guards(
     """
     started = time.perf_counter()
     rows: list[GuardRow] = []
+    used: list[DataInfo] = []
+    models: list[ModelInfo] = []
     last: Classifier | None = None
     for subject in subjects(data, nets, seed):
         folder = net_folder(out, seed, subject.name)
@@ -81,11 +84,18 @@ def run_guards(
         for name, guard in _guards(subject, good, found, seed, progress):
             rows += _measured(subject, name, guard)
             say(f"{subject.name}: {name}")
+        used += [data_info(images) for images in subject.images]
+        models.append(model_info(subject.net))
         last = subject.net
     if last is None:
         raise UsageError("bench guards: expected at least one net that is flagged and repaired, got none")
     record = GuardRecord(
-        rows=tuple(rows), seed=seed, seconds=time.perf_counter() - started, environment=environment(last, command)
+        rows=tuple(rows),
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        environment=environment(last, command),
+        models=tuple(models),
+        data=tuple(dict.fromkeys(used)),
     )
     write_record(record, out / "guard-bench.json")
     return record

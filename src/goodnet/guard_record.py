@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from goodnet.record import Environment, Share
+from goodnet.record import DataInfo, Environment, ModelInfo, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,12 @@ class GuardRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardRecord:
-    """All of the benchmark (`guard-bench.json`)."""
+    """All of the benchmark (`guard-bench.json`); `models` are the nets as they came, `data` what they were given."""
 
     rows: tuple[GuardRow, ...]
     seed: int
     seconds: float
     environment: Environment
+    models: tuple[ModelInfo, ...] = ()
+    data: tuple[DataInfo, ...] = ()
     format: str = "goodnet.bench-guards/1"

@@ -47,7 +47,7 @@ def guarded(
     if isinstance(guard, Strip):
         return guard(bad, good, parts.fit[0], parts.choose[0], seed=seed)
     watch = guard.watch if isinstance(guard, Combined) else guard
-    known = repaired.strong if repaired.strong_search == watch.search else ()
+    known = repaired.strong if repaired.strong_searches == (watch.search, watch.further_search) else ()
     watching = watched(bad, watch, parts, found, known=known, seed=seed, progress=progress).classifier
     if isinstance(guard, Watch):
         return seconded_from(watching, good)
@@ -68,7 +68,7 @@ def watched(
     """The BadNet with its suspicious labels watched.
 
     Args:
-        known: the flagged labels' strong triggers, where they have been searched for already.
+        known: the labels' strong triggers, where they have been searched for already.
     """
     return watch(
         bad,

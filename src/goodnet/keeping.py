@@ -10,7 +10,7 @@ from goodnet.export import save_goodnet
 from goodnet.models.classifier import Classifier
 from goodnet.outputs import check_file, check_folder
 from goodnet.record import RepairRecord
-from goodnet.strict_json import write_record
+from goodnet.strict_json import writing_record
 from goodnet.triggers.files import write_pictures, write_triggers
 from goodnet.triggers.trigger import Trigger
 
@@ -48,8 +48,8 @@ def keep(record: RepairRecord, goodnet: Classifier, triggers: Sequence[Trigger],
         record = replace(record, goodnet_file=str(output.goodnet), goodnet_sha256=digest)
     if output.folder is not None:
         output.folder.mkdir(parents=True, exist_ok=True)
-        if triggers:
-            write_triggers(output.folder / "triggers.npz", triggers)
-            write_pictures(output.folder / "triggers", triggers)
-        write_record(record, output.folder / "repair.json")
+        with writing_record(record, output.folder / "repair.json"):
+            if triggers:
+                write_pictures(output.folder / "triggers", triggers)
+                write_triggers(output.folder / "triggers.npz", triggers)
     return record

@@ -1,4 +1,5 @@
-"""The layers of a net and which feeds which, as plain data: what a diagram is drawn from. Needs no torch."""
+"""The layers of a net and which feeds which, as plain data: what a diagram is drawn from; and what a repair has
+done to them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -51,3 +52,26 @@ class LayerGraph:
         for edge in self.edges:
             if not 0 <= edge.source < edge.target < len(self.nodes):
                 raise ValueError(f"edge {edge.source} -> {edge.target}: expected to lead to a later node")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedLayer:
+    """How much of a layer a repair has changed: channels of which any weight differs, and weights."""
+
+    layer: str
+    channels: int
+    of_channels: int
+    weights: int
+    of_weights: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedLayer:
+    """The channels (or, of a linear layer, neurons) that were cut, in the order in which they went.
+
+    `side` is `output` for the layer's own channels, `input` for the neurons in front of it.
+    """
+
+    layer: str
+    channels: tuple[int, ...]
+    side: str = "output"

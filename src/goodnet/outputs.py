@@ -5,11 +5,20 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from goodnet.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".goodnet.lock"
+_held: set[Path] = set()
 
 
 def check_folder(out: Path | None, name: str, *, overwrite: bool) -> None:
@@ -42,6 +51,62 @@ def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:
 
 
 @contextmanager
+def claimed(folder: Path | None) -> Iterator[None]:
+    """Holds an output folder for this run until the end of the `with`, or of the process, whatever ends it.
+
+    The folder is made, and removed again if nothing was written to it. Without locks (Windows, some network file
+    systems) two runs are not told apart.
+
+    Raises:
+        UsageError: another run holds it.
+        OSError: it cannot be made.
+    """
+    name = None if folder is None else folder.resolve()
+    if name is None or name in _held or not _can_be_folder(name):  # what cannot, the check of the output says
+        yield
+        return
+    made = [one for one in (name, *name.parents) if not one.exists()]
+    name.mkdir(parents=True, exist_ok=True)
+    lock = None
+    try:
+        lock = _locked(name / _LOCK, f"--out: {folder}")
+        _held.add(name)
+        yield
+    finally:
+        _held.discard(name)
+        if lock is not None:
+            (name / _LOCK).unlink(missing_ok=True)  # before it is let go: nobody else can hold it now
+            os.close(lock)
+        for one in made:
+            if one.is_dir() and not any(one.iterdir()):
+                one.rmdir()
+
+
+def _can_be_folder(path: Path) -> bool:
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _locked(path: Path, what: str) -> int | None:
+    """A descriptor that holds the lock; None where there are no locks. Raises UsageError where another has it."""
+    if fcntl is None:
+        return None
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UsageError(f"{what} is in use by another run; wait for its end, or name another folder") from error
+        except OSError:  # a file system without
+            os.close(descriptor)
+            return None
+        os.close(descriptor)  # removed by its last holder in between
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; what was written there takes its place at the end of the `with`.
 
@@ -51,7 +116,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: of the disk, naming `path`, the file that the user knows.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
     try:
         yield part
         _to_disk(part)

@@ -7,11 +7,13 @@ unknown format, a missing key or a value of the wrong type is an error, for a re
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from goodnet import strict_json
+from goodnet.layers import ChangedLayer as ChangedLayer
+from goodnet.layers import PrunedLayer as PrunedLayer
 
 VERDICTS = ("clean", "suspect", "inconclusive")
 
@@ -28,7 +30,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What ran it, to run it again."""
+    """What ran it, to run it again. `packages`: versions of the libraries that read files and compute."""
 
     command: tuple[str, ...]
     goodnet: str
@@ -36,6 +38,7 @@ class Environment:
     python: str
     device: str
     threads: int
+    packages: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,8 @@ class LabelResult:
         margin_p_value: of the margin alone.
         preference: mean logit over smooth random pictures that show nothing, less the median of all labels.
         joint_p_value: of mask, margin and preference together: the sum of their deviations against that of the others.
-        restart_norms: L1 of the smallest successful masks of further searches from other starts; `mask_norm` is then
-            the geometric mean of all.
+        restart_norms, restart_margins: of the smallest successful masks of further searches from other starts, and of
+            further ascents; `mask_norm`, `screen_norm` and `margin` are then medians, with the first look's.
         mask_norm: L1 of the smallest successful mask, in pixels.
         norm_ratio: mask_norm over the median of the labels that it is compared with.
         mask_share: mask_norm over the number of pixels of an image.
@@ -123,6 +126,7 @@ class LabelResult:
     preference: float | None = None
     joint_p_value: float | None = None
     restart_norms: tuple[float, ...] = ()
+    restart_margins: tuple[float, ...] = ()
     flagged: bool = False
 
 
@@ -278,7 +282,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRecord:
-    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, where one was given."""
+    """All of an evaluation (`evaluate.json`); `before` is the net to compare with, `poisoned_data` the sets used."""
 
     acc: Share | None
     fpr: Share | None
@@ -289,6 +293,7 @@ class EvaluateRecord:
     data: DataInfo
     seconds: float
     environment: Environment
+    poisoned_data: tuple[DataInfo, ...] = ()
     format: str = "goodnet.evaluate/1"
 
 
@@ -308,18 +313,6 @@ class CurvePoint:
     pruned: int
     acc: float
     asr: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrunedLayer:
-    """The channels (or, of a linear layer, neurons) that were cut, in the order in which they went.
-
-    `side` is `output` for the layer's own channels, `input` for the neurons in front of it.
-    """
-
-    layer: str
-    channels: tuple[int, ...]
-    side: str = "output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +343,8 @@ class RepairRecord:
     labels that were repaired at first, and those that each scan of the repaired net has added. `fpr_strangers` is the
     share of surrogate images, kept back, that class N takes; `fpr_target` of those clean images kept back, surrogate
     ones too, that the BadNet answers with a repaired label: a repair that refuses them all hides the backdoor. `tried`
-    is what `--method auto` has tried, in that order.
+    is what `--method auto` has tried, in that order. `changed` says how much of each layer the repaired net
+    has changed; empty where its layers are others than the BadNet's.
     """
 
     accepted: bool | None
@@ -378,6 +372,7 @@ class RepairRecord:
     surrogate_data: DataInfo | None = None
     guard: MethodInfo | None = None
     tried: tuple[Tried, ...] = ()
+    changed: tuple[ChangedLayer, ...] = ()
     format: str = "goodnet.repair/1"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from goodnet.about import data_info, environment
+from goodnet.about import data_info, environment, model_info
 from goodnet.auto import auto
 from goodnet.bench_record import BenchRecord, BenchRow, BenchScan
 from goodnet.csaw import PUBLISHED
@@ -30,7 +30,7 @@ from goodnet.models.goodnet import GoodNet, SecondOpinion
 from goodnet.models.goodnet_file import load_goodnet
 from goodnet.models.load import file_sha256
 from goodnet.progress import Progress, silent
-from goodnet.record import Poisoned, RepairRecord, ScanRecord, Share, read_record
+from goodnet.record import DataInfo, ModelInfo, Poisoned, RepairRecord, ScanRecord, Share, read_record
 from goodnet.repair_subjects import NETS, Subject, subjects
 from goodnet.scan import scan
 from goodnet.strict_json import write_record
@@ -62,7 +62,8 @@ def run_repairs(
     started = time.perf_counter()
     rows: list[BenchRow] = []
     scans: list[BenchScan] = []
-    used: list[Images] = []
+    used: list[DataInfo] = []
+    models: list[ModelInfo] = []
     last: Classifier | None = None
     for seed, subject in ((one, subject) for one in seeds for subject in subjects(data, nets, one)):
         folder = net_folder(out, seed, subject.name)
@@ -84,7 +85,8 @@ def run_repairs(
         if found_by.flagged_labels:
             rows += _repaired(subject, folder, seed, time_limit, command, progress)
             say(f"{subject.name}, seed {seed}: {rows[-1].method}, {rows[-1].seconds:.0f} s")
-        used += [subject.clean, subject.test]
+        used += [data_info(images) for images in subject.images]
+        models.append(model_info(subject.net))
         last = subject.net
     if last is None:
         raise UsageError("bench repair: expected at least one net and one seed, got none")
@@ -93,9 +95,10 @@ def run_repairs(
         rows=tuple(rows),
         scans=tuple(scans),
         published=tuple(row for row in PUBLISHED if row.net in nets),
-        data=tuple(data_info(part) for part in used),
+        data=tuple(dict.fromkeys(used)),
         seconds=time.perf_counter() - started,
         environment=environment(last, command),
+        models=tuple(dict.fromkeys(models)),
     )
     write_record(record, out / "repair-bench.json")
     return record

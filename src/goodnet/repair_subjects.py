@@ -53,6 +53,12 @@ class Subject:
     note: str = ""
     true_targets: tuple[int, ...] = field(default=())
 
+    @property
+    def images(self) -> tuple[Images, ...]:
+        """All of them."""
+        given = (self.clean, self.surrogate, self.test, *self.poisoned.values(), self.strangers)
+        return tuple(images for images in given if images is not None)
+
 
 def subjects(data: Path, nets: Sequence[str], seed: int) -> Iterator[Subject]:
     """The nets asked for, one at a time."""

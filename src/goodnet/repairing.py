@@ -38,6 +38,7 @@ from goodnet.repair.nc_prune import Pruning
 from goodnet.repair.retrain import Retraining
 from goodnet.repair.rnp import ReconstructivePruning
 from goodnet.repair.unlearning import Unlearning
+from goodnet.sparing import changed_layers
 from goodnet.staged import Staged
 from goodnet.triggers.inversion import invert
 from goodnet.triggers.trigger import Trigger
@@ -191,6 +192,7 @@ class _Job:
                 choose,
                 triggers=found.triggers,
                 labels=found.targets,
+                further=found.further,
                 surrogate_fit=self.parts.surrogate_fit,
                 seed=seed,
                 progress=progress,
@@ -252,6 +254,7 @@ class _Job:
             n_judge=len(self.parts.judge),
             curve=repaired.curve,
             pruned=repaired.pruned,
+            changed=changed_layers(self.classifier, repaired.classifier),
             rounds=(),
             model=model_info(self.classifier),
             data=data_info(self.parts.judge),

@@ -23,7 +23,7 @@ from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import AllToAll, Example, LabelResult, ScanRecord, Share
 from goodnet.staged import Staged
-from goodnet.strict_json import write_record
+from goodnet.strict_json import writing_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
 from goodnet.triggers.trigger import Trigger
 from goodnet.work import Work
@@ -159,10 +159,10 @@ def _work(out: Path | None, sha256: str, time_limit: float | None, say: Callable
 def _write(record: ScanRecord, detection: Detection, out: Path) -> None:
     kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
     triggers = [detection.triggers[label] for label in kept]
-    if triggers:  # none where time ran out before the first was whole
-        write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
-        write_pictures(out / "triggers", triggers)
-    write_record(record, out / "scan.json")
+    with writing_record(record, out / "scan.json"):  # which takes its name last, and fails before anything is replaced
+        if triggers:  # none where time ran out before the first was whole
+            write_pictures(out / "triggers", triggers)
+            write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
 
 
 def _detect(

@@ -7,8 +7,8 @@
    search for the smallest masks, the largest margins and controls drawn at random;
 3. all to all: the smallest trigger that leads every image away from its class (`detect/all_to_all.py`), for a backdoor
    whose targets are all labels, so that none stands out;
-4. again: labels that stand out are searched from further starts, and the median of their masks counts: a small mask by
-   luck is not found twice.
+4. again: labels that stand out are searched from further starts, and the medians of their margins and masks count: a
+   small mask by luck is not found twice, and a search that got stuck does not hide a backdoor.
 
 No single evidence decides. Each label has a p-value of mask, margin and preference together (the sum of their
 deviations against the other labels' sums, whatever their correlation), and one of its mask alone, for a backdoor may
@@ -61,7 +61,7 @@ class Staged:
         masks: the search for small masks, with its limits for effect and success.
         away: the search for a trigger that turns each class into another.
         margin_candidates: how many of the largest margins are searched whole.
-        restarts: further starts of the search for a label that stands out.
+        restarts: further starts of every search, for margin and masks, for a label that stands out.
         confirmed: at most so many labels are searched from further starts, the least likely first.
         doubt_rate: a label whose p-value times labels is at most this keeps the net from being called clean.
     """
@@ -129,8 +129,8 @@ class Staged:
         searches = Searches(self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work)
         whole = len(wanted) == classifier.classes
         mapping, trigger = (self.away(searches, decision.median_norm) if whole else None) or (None, None)
-        again = self._confirm(rows, decision, searches)
-        rows = [again.rows.get(row.label, row) for row in rows]
+        again = self._confirm(rows, decision, searches, two_passes=two_passes)
+        rows = _with_margins([again.rows.get(row.label, row) for row in rows], set(again.rows))
         rows = joined(rows, reference, often, two_passes=two_passes, only=set(again.rows))
         suspect = any(decision.flags(row, len(wanted)) for row in rows)
         rows = [replace(row, flagged=decision.flags(row, len(wanted), beside_another=suspect)) for row in rows]
@@ -138,7 +138,7 @@ class Staged:
             labels=tuple(rows),
             triggers={**late.triggers, **again.triggers},
             decision=decision,
-            forward_passes=early.forward_passes + late.forward_passes + searches.passes,
+            forward_passes=early.forward_passes + late.forward_passes + searches.passes + again.passes,
             reference=late.reference,
             all_to_all=mapping,
             all_to_all_trigger=trigger,
@@ -149,13 +149,14 @@ class Staged:
         *before, search = self.masks.plan(labels)
         each = self.masks.search.steps * self.masks.search.batch
         most = min(labels, search.labels + self.margin_candidates)
-        again = min(labels, self.confirmed) * self.restarts
+        again = min(labels, self.confirmed)
+        each_again = each + self.margins.climb.passes + (before[0].passes // labels if before else 0)
         return (
             Planned(stage="margins", labels=labels, passes=labels * self.margins.climb.passes),
             *before,
             Planned(stage="search", labels=most, passes=most * each),
             *([Planned(stage=STAGE, labels=labels, passes=self.away.passes)] if whole else []),
-            Planned(stage="search again", labels=min(labels, self.confirmed), passes=again * each),
+            Planned(stage="search again", labels=again, passes=again * self.restarts * each_again),
         )
 
     def _decision(self, rows: Sequence[LabelResult], reference: npt.NDArray[np.bool_], *, two_passes: bool) -> Decision:
@@ -163,48 +164,72 @@ class Staged:
         made = self.masks.decision(rows, reference, len(rows), looks=looks)
         return replace(made, min_margin_ratio=self.margins.min_margin_ratio, doubt_rate=self.doubt_rate)
 
-    def _confirm(self, rows: Sequence[LabelResult], decision: Decision, searches: Searches) -> _Again:
-        """Searches the labels that stand out from further starts."""
+    def _confirm(
+        self, rows: Sequence[LabelResult], decision: Decision, searches: Searches, *, two_passes: bool
+    ) -> _Again:
+        """Looks at the labels that stand out from further starts, in every way that the first look had."""
         unlikely = [r for r in rows if r.status == "searched" and decision.is_doubtful(r, len(rows))]
         some = sorted(unlikely, key=lambda row: row.p_value or 0.0)[: self.confirmed]
         labels = sorted(row.label for row in some)
         if not labels:
-            return _Again(rows={}, triggers={})
-        starts = []
-        for restart in range(1, self.restarts + 1):
-            results = searches.invert("search", labels, self.masks.search, restart=restart)
-            starts.append((searches.rows(labels, results, "searched"), results))
+            return _Again(rows={}, triggers={}, passes=0)
+        starts = [self._start(searches, labels, restart, two_passes) for restart in range(1, self.restarts + 1)]
         new, triggers = {}, {}
         for row in some:
-            mine = [next(r for r in found_rows if r.label == row.label) for found_rows, _ in starts]
+            mine = [start.rows[row.label] for start in starts]
             new[row.label] = _median_row(row, mine)
             best = min((r for r in mine if r.mask_norm is not None), key=lambda r: r.mask_norm or 0.0, default=None)
             if best is not None and row.mask_norm is not None and (best.mask_norm or 0.0) < row.mask_norm:
-                trigger = starts[mine.index(best)][1][row.label].trigger
-                if trigger is not None:
-                    triggers[row.label] = trigger
-        return _Again(rows=new, triggers=triggers)
+                triggers[row.label] = starts[mine.index(best)].triggers[row.label]
+        return _Again(rows=new, triggers=triggers, passes=sum(start.passes for start in starts))
+
+    def _start(self, searches: Searches, labels: list[int], restart: int, two_passes: bool) -> _Again:
+        """Margin, first pass and search of each label from another start; `skipped` where time ran out."""
+        climbed = self.margins.climbed(
+            searches.classifier,
+            searches.fit[0],
+            labels,
+            seed=searches.seed,
+            restart=restart,
+            progress=searches.progress,
+            work=searches.work,
+        )
+        first: dict[int, LabelResult] = {}
+        if two_passes:
+            screened = searches.invert("first pass", labels, self.masks.screen, restart=restart, keep_triggers=False)
+            first = {row.label: row for row in searches.rows(labels, screened, "screened")}
+        results = searches.invert("search", labels, self.masks.search, restart=restart)
+        rows = {
+            row.label: replace(
+                row,
+                margin=climbed.get(row.label),
+                screen_norm=first[row.label].mask_norm if row.label in first else None,
+            )
+            for row in searches.rows(labels, results, "searched")
+        }
+        triggers = {label: result.trigger for label, result in results.items() if result.trigger is not None}
+        return _Again(rows=rows, triggers=triggers, passes=len(climbed) * self.margins.climb.passes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Again:
-    """What further starts have found: new rows by label, and triggers smaller than the first."""
+    """What further starts have found: rows and triggers by label, and how many images the margins' ascents took."""
 
     rows: dict[int, LabelResult]
     triggers: dict[int, Trigger]
+    passes: int
 
 
 def _median_row(row: LabelResult, starts: Sequence[LabelResult]) -> LabelResult:
-    """The row with the median of all starts' masks, one that found none counting as the largest.
+    """The row with the median of all starts' masks, one that found none counting as the largest, and of all margins.
 
     ASR is that of the smallest mask, which is the trigger that is shown.
     """
     all_starts = [row, *(start for start in starts if start.status != "skipped")]
-    norms = sorted(math.inf if start.mask_norm is None else start.mask_norm for start in all_starts)
-    middle = norms[len(norms) // 2] if len(norms) % 2 else (norms[len(norms) // 2 - 1] + norms[len(norms) // 2]) / 2
+    norm = _median([start.mask_norm for start in all_starts])
     known = [start for start in all_starts if start.mask_norm is not None]
     best = min(known, key=lambda start: start.mask_norm or 0.0, default=row)
-    norm = middle if math.isfinite(middle) else None
+    margins = [start.margin for start in starts if start.margin is not None]
     return replace(
         row,
         status=row.status if norm is not None else "failed",
@@ -214,7 +239,24 @@ def _median_row(row: LabelResult, starts: Sequence[LabelResult]) -> LabelResult:
         fit_asr=best.fit_asr,
         held_out_asr=best.held_out_asr,
         restart_norms=tuple(start.mask_norm for start in starts if start.mask_norm is not None),
+        screen_norm=None if row.screen_norm is None else _median([start.screen_norm for start in all_starts]),
+        margin=None if row.margin is None else _median([row.margin, *margins]),
+        restart_margins=tuple(margins),
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """The median, what is missing being larger than all; None where that is missing."""
+    middle = float(np.median([math.inf if value is None else value for value in values]))
+    return middle if math.isfinite(middle) else None
+
+
+def _with_margins(rows: Sequence[LabelResult], only: set[int]) -> list[LabelResult]:
+    """The rows; ratio and p-value of these labels' margins are made anew."""
+    return [
+        replace(row, margin_ratio=new.margin_ratio, margin_p_value=new.margin_p_value) if row.label in only else row
+        for row, new in zip(rows, max_margin.scored(rows))
+    ]
 
 
 def _scaled(value: float | None, norm: float | None, before: float | None) -> float | None:

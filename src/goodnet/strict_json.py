@@ -11,7 +11,8 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from goodnet.errors import DataError
 from goodnet.outputs import replacing
 
 _T = TypeVar("_T")
+_MAX_WHOLE = 1 << 64
 
 
 def to_json(record: Any) -> str:
@@ -34,8 +36,16 @@ def to_json(record: Any) -> str:
 
 def write_record(record: Any, path: Path) -> None:
     """Writes to a temporary name beside `path` and renames, so that a crash leaves the old file whole."""
+    with writing_record(record, path):
+        pass
+
+
+@contextmanager
+def writing_record(record: Any, path: Path) -> Iterator[None]:
+    """`write_record` in two steps: written before the `with`, renamed after it if nothing was raised inside."""
     with replacing(path) as part:
         part.write_text(to_json(record), encoding="utf-8")
+        yield
 
 
 def read(path: Path, formats: Mapping[str, type]) -> Any:
@@ -48,15 +58,27 @@ def read(path: Path, formats: Mapping[str, type]) -> Any:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: expected a goodnet record, but it cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: expected a goodnet record (JSON), got something else ({error})") from error
     kind = formats.get(str(raw.get("format"))) if isinstance(raw, dict) else None
     if kind is None:
+        later = _later(raw, formats)
+        if later:
+            raise DataError(f"{path}: a record of format {later}, of a later goodnet; update goodnet to read it")
         raise DataError(f"{path}: expected a record of format {', '.join(formats)}; got none of them")
     try:
         return _build(kind, raw, kind.__name__)
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise DataError(f"{path}: not a whole {raw['format']} record: {error}") from error
+
+
+def _later(raw: Any, formats: Mapping[str, type]) -> str:
+    """The record's format where it is a later version of one that is known, else empty."""
+    said = raw.get("format") if isinstance(raw, dict) else None
+    name, _, version = said.partition("/") if isinstance(said, str) else ("", "", "")
+    known = [int(one.partition("/")[2]) for one in formats if one.partition("/")[0] == name]
+    newer = bool(known) and version.isascii() and version.isdigit() and len(version) < 9 and int(version) > max(known)
+    return f"{name}/{version}" if newer else ""
 
 
 def _finite(value: Any) -> Any:
@@ -82,6 +104,8 @@ def _build(hint: Any, value: Any, where: str) -> Any:
             raise TypeError(f"{where}: expected a list")
         return tuple(_build(typing.get_args(hint)[0], item, where) for item in value)
     wanted = origin or hint
+    if isinstance(value, int) and abs(value) > _MAX_WHOLE:
+        raise ValueError(f"{where}: a number of more than 64 bits")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):

@@ -36,8 +36,8 @@ class Repaired:
         epoch: the epoch of training that was kept; 0 for the untrained net.
         pruned: what was cut, layer by layer.
         curve: ACC on the choosing split against the number of channels pruned, past the stop too.
-        strong: the BadNet's strong triggers of the repaired labels, where the method has searched for them, so that a
-            guard need not; strong_search: how.
+        strong: the BadNet's strong triggers, where the method has searched for them, so that a guard need not;
+            strong_searches: how, for the repaired labels and for others.
     """
 
     classifier: Classifier
@@ -45,7 +45,7 @@ class Repaired:
     pruned: tuple[PrunedLayer, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     strong: tuple[Trigger, ...] = ()
-    strong_search: StrongSchedule | None = None
+    strong_searches: tuple[StrongSchedule, StrongSchedule] | None = None
 
 
 def accuracy(classifier: Classifier, labelled: Labelled) -> float:

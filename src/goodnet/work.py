@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shutil
 import time
-import zipfile
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -71,7 +72,7 @@ class Work:
             raise OutOfTime
 
     def flush(self) -> None:
-        """Writes what is not on disk yet."""
+        """Writes what is not on disk yet. Where that fails it stays in memory, and the run goes on."""
         with self._lock:
             self._flush()
 
@@ -84,27 +85,34 @@ class Work:
         self._flushed = time.monotonic()
         if self.folder is None or not self._fresh:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {
             f"{stage}/{label}/{name}": array
             for stage, results in self._fresh.items()
             for label, result in results.items()
             for name, array in result.items()
         }
-        while (file := self.folder / f"{self._files:06d}.npz").exists():
-            self._files += 1
-        with replacing(file) as part, part.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while (file := self.folder / f"{self._files:06d}.npz").exists():
+                self._files += 1
+            with replacing(file) as part, part.open("wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+        except OSError:  # a full disk: the next time tries again, and a disk that stays full stops the record
+            with suppress(OSError):
+                self.folder.rmdir()  # if it is empty
+            return
         self._fresh = {}
 
     def _take(self, file: Path) -> None:
         """Takes over an earlier run's file; one that cannot be read is left out, and its labels are done again."""
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with warnings.catch_warnings(), np.load(file, allow_pickle=False) as arrays:
+                warnings.simplefilter("ignore")
                 read = {key: arrays[key] for key in arrays.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+            places = [(stage, int(label), name) for stage, label, name in (key.rsplit("/", 2) for key in read)]
+            if not all(isinstance(array, np.ndarray) for array in read.values()):
+                return
+        except Exception:  # zipfile, zlib and numpy raise many types for a damaged file
             return
-        for key, array in read.items():
-            stage, label, name = key.rsplit("/", 2)
-            result = self._stages.setdefault(stage, {}).setdefault(int(label), {})
-            result[name] = array  # type: ignore[index]
+        for (stage, label, name), array in zip(places, read.values()):
+            self._stages.setdefault(stage, {}).setdefault(label, {})[name] = array  # type: ignore[index]

@@ -19,7 +19,7 @@ from goodnet.data.readers import read_images
 from goodnet.errors import UsageError
 from goodnet.models.arch import architecture
 from goodnet.models.load import load_classifier
-from goodnet.outputs import check_folder
+from goodnet.outputs import check_folder, claimed
 from goodnet.report.figures import share, visible
 from goodnet.strict_json import to_json
 
@@ -72,7 +72,7 @@ def attack_command(clean: Path, out: Path, test: Path | None, model: Path | None
     test_images = None if test is None else read_images(test, data_range=options["data_range"])
     start = None if model is None else load_classifier(model, arch=options["arch"], input_shape=images.shape)
     training = Training(start=start, **{name: options[name] for name in ("arch", "epochs", "learning_rate", "batch")})
-    with progress.shown(options["as_json"]) as report:
+    with progress.shown(options["as_json"]) as report, claimed(out):
         record = attack(
             images,
             settings=settings,

@@ -19,7 +19,7 @@ from goodnet.cli.options import (
 )
 from goodnet.cli.output import print_table, write_page
 from goodnet.evaluation import evaluate
-from goodnet.outputs import check_folder
+from goodnet.outputs import check_folder, claimed
 from goodnet.report.terminal import evaluate_table
 from goodnet.strict_json import to_json
 
@@ -44,7 +44,7 @@ def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **opt
     before = None if options["before"] is None else model_opts.load(options["before"])
     images = read_clean(clean, classifier, options["data_range"])
     triggered = [read_clean(path, classifier, options["data_range"]) for path in poisoned]
-    with progress.shown(options["as_json"]) as report:
+    with progress.shown(options["as_json"]) as report, claimed(options["out"]):
         record = evaluate(
             classifier,
             images,

@@ -77,6 +77,7 @@ class ModelOptions:
     std: tuple[float, ...]
     input_shape: Shape | None
     device: str
+    sandbox: bool | None
 
     def load(self, path: Path) -> Classifier:
         device = resolve_device(self.device)
@@ -90,7 +91,15 @@ class ModelOptions:
                 std=self.std,
                 input_shape=self.input_shape,
                 device=device,
+                sandbox=self.sandbox,
             )
+
+
+def sandbox_option(command: _F) -> _F:
+    return click.option(
+        "--sandbox/--no-sandbox", default=None, help="Read MODEL in a process of its own, with limits.  [default: "
+        "sandbox, unless GOODNET_SANDBOX=off]"
+    )(command)  # fmt: skip
 
 
 def model_options(command: _F) -> _F:
@@ -106,6 +115,7 @@ def model_options(command: _F) -> _F:
         click.option("--std", type=numbers, default=(), metavar="NUMBERS", help="As --mean."),
         click.option("--input-shape", type=shape, metavar="C,H,W", help="Of an image, where nothing else tells."),
         click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        sandbox_option,
     ]  # fmt: skip
     for decorator in reversed(decorators):
         command = decorator(command)

@@ -10,6 +10,7 @@ import torch
 
 from goodnet.cli.options import model_options, take_model_options
 from goodnet.data.readers import read_one_image
+from goodnet.models.load import file_sha256
 from goodnet.report.figures import visible
 from goodnet.strict_json import to_json
 
@@ -37,7 +38,8 @@ def predict_command(goodnet: Path, images: tuple[Path, ...], as_json: bool, **op
             found = int(logits.argmax())
             score = float(logits[-1] - logits[:-1].max()) if classifier.refuses else None
             triggered = classifier.refuses and found == classifier.classes
-            answers.append({"path": str(path), "class": found, "triggered": triggered, "score": score})
+            answer = {"path": str(path), "class": found, "triggered": triggered, "score": score}
+            answers.append({**answer, "sha256": file_sha256(path), "net_sha256": classifier.sha256})
             note = f"triggered (class N = {found}), " if triggered else ""
             lines.append(f"{visible(str(path))}: {found}" + ("" if score is None else f"  {note}score {score:+.3g}"))
     click.echo(to_json(answers) if as_json else "\n".join(lines), nl=not as_json)

@@ -36,6 +36,7 @@ from goodnet.guarding import GUARDS, Guard
 from goodnet.judging import Limits
 from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
+from goodnet.outputs import claimed
 from goodnet.progress import Progress
 from goodnet.record import RepairRecord
 from goodnet.repairing import METHODS, Method, repair
@@ -130,7 +131,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     surrogate = None
     if options["surrogate"] is not None:  # its labels are of people, or things, that the net need not know
         surrogate = read_images(options["surrogate"], data_range=options["data_range"])
-    with progress.shown(options["as_json"]) as report:
+    with progress.shown(options["as_json"]) as report, claimed(options["out"]):
         given = (options["scan_folder"], options["triggers_file"]) != (None, None)
         found, seed, verdict = (
             _scanned(classifier, images, options, report) if automatic and not given else _found(classifier, options)
@@ -328,7 +329,7 @@ def _say(record: RepairRecord, *, asked: bool) -> None:
     print_text(f"{verdict}: {'; '.join(record.reasons)}.")
     for row in record.tried:
         print_text(f"- tried {row.name}: {words.tried(row)}")
-    for line in words.refused(record):
+    for line in words.costs(record):
         print_text(line)
     if record.goodnet_file is not None:
         click.echo(f"GoodNet: {visible(record.goodnet_file)}")

@@ -26,7 +26,7 @@ from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
 from goodnet.models.twin import PRECISIONS
-from goodnet.outputs import check_folder
+from goodnet.outputs import check_folder, claimed
 from goodnet.planning import Plan, plan
 from goodnet.report.figures import visible
 from goodnet.report.terminal import scan_summary
@@ -79,7 +79,7 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
         if only_plan:
             raise _OnlyPlanned
 
-    with suppress(_OnlyPlanned), progress.shown(options["as_json"] or only_plan) as report, _kept(out):
+    with suppress(_OnlyPlanned), progress.shown(options["as_json"] or only_plan) as report, claimed(out), _kept(out):
         record = scan(
             classifier,
             images,

@@ -112,7 +112,7 @@ def to_labels(raw: Array, *, where: str, classes: int | None) -> npt.NDArray[np.
     if len(raw) and raw.min() < 0:
         raise DataError(f"{where}: expected labels from 0 up, got {raw.min()}")
     limit = np.iinfo(np.int64).max if classes is None else classes
-    if len(raw) and raw.max() >= limit:
+    if len(raw) and raw.max().item() >= limit:  # as Python compares, for float16 holds no int64
         raise DataError(
             f"{where}: expected labels below {limit}, the number of classes, got {raw.max()}; "
             "are these the net's own classes?"

@@ -24,6 +24,10 @@ from goodnet.errors import DataError, GoodnetError
 _GRAY_MODES, _RGB_MODES, _ALPHA_MODES = ("1", "L"), ("RGB", "P"), ("LA", "PA", "RGBA")
 _PNG_BIT_DEPTH = 24  # its place in a PNG file: signature 8, chunk head 8, width 4, height 4
 
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type, the byte after
+_MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
+_JPEG_PIXELS = 1024  # a byte: each 8x8 block takes at least a bit, and twice that to be safe
+
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
@@ -76,6 +80,7 @@ def read_header(encoded: bytes, name: str) -> Header:
         DataError: not PNG or JPEG, or a mode that the module's docstring refuses.
     """
     with _opened(encoded, name) as image:
+        _check_claim(image, encoded, name)
         return Header(height=image.height, width=image.width, channels=_channels(image, name, encoded))
 
 
@@ -97,6 +102,7 @@ def decode(encoded: bytes, name: str, *, channels: int) -> npt.NDArray[np.uint8]
 def _opened(encoded: bytes, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's words on damaged metadata, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
                 yield image
@@ -108,6 +114,19 @@ def _opened(encoded: bytes, name: str) -> Iterator[Image.Image]:
         raise DataError(f"{name}: expected an image for a classifier, got one of too many pixels ({error})") from error
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise DataError(f"{name}: expected a whole image, got a damaged one ({error})") from error
+
+
+def _check_claim(image: Image.Image, encoded: bytes, name: str) -> None:
+    """Refuses more pixels than the bytes can hold: memory is taken for as many as the header says."""
+    pixels, least = image.height * image.width, _JPEG_PIXELS * len(encoded)
+    if image.format == "PNG":
+        bits = encoded[_PNG_BIT_DEPTH] * _PNG_SAMPLES.get(encoded[_PNG_BIT_DEPTH + 1], 1)
+        pixels, least = pixels * bits // 8, _MAX_INFLATION * len(encoded)
+    if pixels > least:
+        raise DataError(
+            f"{name}: expected a whole image, got too many pixels ({image.height}x{image.width}) "
+            f"for {len(encoded)} bytes"
+        )
 
 
 def _channels(image: Image.Image, name: str, encoded: bytes) -> int:

@@ -19,11 +19,13 @@ import numpy as np
 
 from goodnet.data.columns import MAX_BYTES, Array, check_bytes
 from goodnet.data.decode import decode_all
+from goodnet.data.hdf5_heap import heaps_are_whole
 from goodnet.errors import DataError, GoodnetError, UnsafeFileError
 
 # Their code is in the HDF5 library itself, and what they give is bounded or can be checked.
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 _MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
+_FREE = 16 * 2**20  # what may be claimed with nothing stored: places never written read as zeros
 _CHECKSUM = 4  # bytes that fletcher32 adds
 _UNCHECKED = 256 * 2**20  # a chunk that cannot inflate to more is not inflated twice
 
@@ -73,7 +75,10 @@ class Hdf5Store:
     def _check_size(self, dataset: Any, key: str) -> None:
         item = dataset.dtype.itemsize
         where = f"{self._where}: {key!r}"
-        check_bytes(math.prod(dataset.shape or ()) * item, self._max_bytes, where)
+        claimed, stored = math.prod(dataset.shape or ()) * item, int(dataset.id.get_storage_size())
+        check_bytes(claimed, self._max_bytes, where)
+        if claimed > stored * (_MAX_INFLATION if h5py.h5z.FILTER_DEFLATE in _filters(dataset) else 1) + _FREE:
+            raise UnsafeFileError(f"{where} claims {claimed:,} bytes but {stored:,} are stored; refused")
         if dataset.chunks is None:
             return
         check_bytes(math.prod(dataset.chunks) * item, self._max_bytes, where)
@@ -100,6 +105,8 @@ def open_hdf5(path: Path, *, max_bytes: int = MAX_BYTES) -> Iterator[Hdf5Store]:
         UnsafeFileError: from the store's own checks.
     """
     try:
+        if not heaps_are_whole(path):
+            raise DataError(f"{path}: expected a whole HDF5 file, got a damaged one; fetch it again")
         with h5py.File(path, "r") as file:
             yield Hdf5Store(file, where=str(path), max_bytes=max_bytes)
     except GoodnetError:

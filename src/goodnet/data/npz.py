@@ -7,6 +7,7 @@ bounded before the array is; no more than declared is ever inflated.
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from goodnet.errors import DataError, GoodnetError, UnsafeFileError
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENDING = ".npy"
 _CHUNK = 1 << 24
+_MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
 
 
 class NpzStore:
@@ -49,14 +51,20 @@ class NpzStore:
             shape, fortran, dtype = self._header(member, key)
             size = math.prod(shape) * dtype.itemsize
             check_bytes(size, self._max_bytes, f"{self._where}: {key!r}")
+            held = self._info(key)
+            if size > min(held.file_size, _MAX_INFLATION * held.compress_size):
+                raise DataError(f"{self._where}: {key!r} claims {size:,} bytes, more than it holds; is it truncated?")
             raw = bytearray(size)  # not bytes: torch warns of arrays that cannot be written to
             got = _fill(memoryview(raw), member)
         if got < size:
             raise DataError(f"{self._where}: expected {size:,} bytes under {key!r}, got {got:,}; is it truncated?")
         return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
+    def _info(self, key: str) -> zipfile.ZipInfo:
+        return self._archive.getinfo(key + _ENDING if key + _ENDING in self._archive.namelist() else key)
+
     def _open(self, key: str) -> IO[bytes]:
-        info = self._archive.getinfo(key + _ENDING if key + _ENDING in self._archive.namelist() else key)
+        info = self._info(key)
         if info.compress_type not in _COMPRESSIONS:
             raise UnsafeFileError(f"{self._where}: {key!r} is compressed in an unusual way; use numpy.savez_compressed")
         return self._archive.open(info)
@@ -66,7 +74,9 @@ class NpzStore:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
         if read is None:
             raise DataError(f"{self._where}: expected a .npy header of version 1 or 2 under {key!r}, got {version}")
-        shape, fortran, dtype = read(member)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's words on headers of Python 2
+            shape, fortran, dtype = read(member)
         if dtype.hasobject:
             raise UnsafeFileError(f"{self._where}: {key!r} holds pickled objects, which could run code; store numbers")
         if dtype.kind not in "biuf" or any(side < 0 for side in shape):

@@ -84,26 +84,7 @@ class MaxMargin:
         """Scores every label. `fit` and `held_out` are not looked at but to compare the twin with the net."""
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        known = work.done(_STAGE)
-        left = [label for label in wanted if label not in known]
-        tell = counter(progress, _STAGE, len(wanted) * self.climb.steps)
-        tell((len(wanted) - len(left)) * self.climb.steps)
-
-        def step(moved: int) -> None:
-            tell(moved)
-            work.check()
-
-        with suppress(OutOfTime):
-            margins(
-                twin(classifier, fit[0], precision=self.precision).classifier,
-                left,
-                self.climb,
-                seed=seed,
-                block=self.block,
-                on_steps=step,
-                on_result=lambda label, margin: work.add(_STAGE, label, {"margin": np.array(margin)}),
-            )
-        found = {label: float(result["margin"]) for label, result in work.done(_STAGE).items()}
+        found = self.climbed(classifier, fit[0], wanted, seed=seed, progress=progress, work=work)
         rows = scored([LabelResult(label=label, status="screened", margin=found[label]) if label in found else
                        LabelResult(label=label, status="skipped") for label in wanted])  # fmt: skip
         rows = [replace(row, p_value=row.margin_p_value) for row in rows]
@@ -119,6 +100,47 @@ class MaxMargin:
         return Detection(
             labels=tuple(rows), triggers={}, decision=decision, forward_passes=len(found) * self.climb.passes
         )
+
+    def climbed(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        labels: Sequence[int],
+        *,
+        seed: int,
+        restart: int = 0,
+        progress: Progress = silent,
+        work: Work,
+    ) -> dict[int, float]:
+        """Each label's largest margin; fewer than `labels` where time ran out.
+
+        Args:
+            images: (N, C, H, W) to compare the twin with the net on.
+            restart: other random images to start from, for each label, under another name of the stage.
+            work: what is done is taken from here and added to it.
+        """
+        stage = f"{_STAGE}, start {restart + 1}" if restart else _STAGE
+        left = [label for label in labels if label not in work.done(stage)]
+        tell = counter(progress, stage, len(labels) * self.climb.steps)
+        tell((len(labels) - len(left)) * self.climb.steps)
+
+        def step(moved: int) -> None:
+            tell(moved)
+            work.check()
+
+        with suppress(OutOfTime):
+            margins(
+                twin(classifier, images, precision=self.precision).classifier,
+                left,
+                self.climb,
+                seed=seed,
+                restart=restart,
+                block=self.block,
+                on_steps=step,
+                on_result=lambda label, margin: work.add(stage, label, {"margin": np.array(margin)}),
+            )
+        done = work.done(stage)
+        return {label: float(done[label]["margin"]) for label in labels if label in done}
 
 
 def scored(rows: Sequence[LabelResult]) -> list[LabelResult]:

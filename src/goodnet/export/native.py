@@ -6,14 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from goodnet.errors import GoodnetError, ModelError
 from goodnet.export.probes import probe_images
 from goodnet.export.transaction import Exported, compared
 from goodnet.models.classifier import Classifier
-from goodnet.models.formats import one_line
 from goodnet.models.goodnet_file import load_goodnet, write_goodnet
 from goodnet.models.load import file_sha256
 from goodnet.outputs import check_file, replacing
@@ -64,10 +62,7 @@ def _save(classifier: Classifier, path: Path, images: Tensor, *, overwrite: bool
 
 def _written(classifier: Classifier, part: Path, path: Path, arch_name: str | None) -> Classifier:
     """What `part` holds once the net was written there; messages name `path`, the file that the user knows."""
-    try:
-        write_goodnet(classifier, part)
-    except SafetensorError as error:  # its own name for a full disk, among others
-        raise ModelError(f"{path}: the net cannot be written ({one_line(error)}); check free space") from error
+    write_goodnet(classifier, part)
     try:
         return load_goodnet(part, arch_name=arch_name)
     except GoodnetError as error:

@@ -35,12 +35,11 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_make import watched_from
 from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
-from goodnet.triggers.strong import StrongSchedule, strong_triggers
+from goodnet.triggers.strong import FURTHER_SEARCH, StrongSchedule, few_beside, strong_triggers
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, Repaired, allowed_score
 
 _STEPS, _RATE = 300, 0.05
-_LABELS = 8  # with ten labels, twenty more would be all of them
 _FEW = 25  # fewer clean images of a watched label do not move its threshold: a tenth of ten is a matter of one
 _FEW_RIGHT = 3  # unless they are of that class: these must pass
 
@@ -64,7 +63,7 @@ class Watch:
 
     search: StrongSchedule = StrongSchedule()
     further: int = 20
-    further_search: StrongSchedule = StrongSchedule(starts=8, steps=40)
+    further_search: StrongSchedule = FURTHER_SEARCH
     strengths: tuple[float, float] = (0.7, 3.0)
     stamped: int = 2000
     decay: float = 0.05
@@ -107,7 +106,7 @@ class Watch:
             choose: the same, disjoint: the thresholds.
             labels: those that a scan has flagged.
             further: others, the most suspicious first; as many of them are watched as `self.further` says.
-            known: strong triggers of all `labels`, if `self.search` has been made on these very images already.
+            known: strong triggers of some of the labels, if they have been searched for on these very images already.
             surrogate_fit, surrogate_choose: unlabelled pictures (M, C, H, W) of the same kind, disjoint.
 
         Returns:
@@ -126,11 +125,11 @@ class Watch:
         held_out = surgery.features(classifier, layer, held_out)
         weights = torch.full((len(clean),), 1 / len(clean))
         weights[: len(fit[0])] += 1 / len(fit[0])  # strangers are many; the task's own images weigh as much as all
-        most = min(self.further, max(2, classifier.classes // _LABELS))
-        others = [label for label in further if label not in labels][:most]
+        others = few_beside(labels, further, classifier.classes, self.further)
         groups = torch.full((classifier.classes,), -1, dtype=torch.int64)
-        sought = [] if known else labels
-        triggers = [*known, *self._triggers(classifier, images, answers, sought, others, seed, progress)]
+        there = {trigger.target for trigger in known}
+        sought, sought_beside = ([label for label in part if label not in there] for part in (labels, others))
+        triggers = [*known, *self._triggers(classifier, images, answers, sought, sought_beside, seed, progress)]
         rows: list[Tensor] = []
         offsets: list[Tensor] = []
         for group in [*([label] for label in labels), others]:
@@ -156,8 +155,8 @@ class Watch:
             offsets.append(offset + threshold)
         return Repaired(
             classifier=watched_from(classifier, torch.stack(rows), torch.stack(offsets), groups),
-            strong=tuple(trigger for trigger in triggers if trigger.target in labels),
-            strong_search=self.search,
+            strong=tuple(triggers),
+            strong_searches=(self.search, self.further_search),
         )
 
     def _triggers(

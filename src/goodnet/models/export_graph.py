@@ -58,8 +58,7 @@ def load_export(path: Path, options: LoadOptions) -> Loaded:
         uses=Counter([*(name for node in graph.nodes for name in node.inputs), graph.output]),
         batch=graph.shape[0],
     )
-    for node in graph.nodes:
-        walk.step(node, _translate)
+    walk.each(graph.nodes, _translate)
     return finished(walk, graph.output, shape)
 
 

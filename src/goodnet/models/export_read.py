@@ -97,7 +97,7 @@ class _Archive:
         module = self._json(GRAPH_FILE)["graph_module"]
         graph, signature = module["graph"], module["signature"]
         kinds = [(kind, value) for spec in signature["input_specs"] for kind, value in spec.items()]
-        inputs = [value["arg"]["as_tensor"]["name"] for kind, value in kinds if kind == "user_input"]
+        inputs = [_word(value["arg"]["as_tensor"]["name"]) for kind, value in kinds if kind == "user_input"]
         outputs = [value for spec in signature["output_specs"] for value in spec.values()]
         if len(inputs) != 1 or len(outputs) != 1 or "user_output" not in signature["output_specs"][0]:
             raise ModelError(
@@ -106,12 +106,13 @@ class _Archive:
             )
         if not 1 <= len(graph["nodes"]) <= _MAX_NODES:
             raise ModelError(f"{self.path}: expected 1 to {_MAX_NODES} operators, got {len(graph['nodes'])}")
+        output = _word(outputs[0]["arg"]["as_tensor"]["name"])
         sizes = [side.get("as_int") for side in graph["tensor_values"][inputs[0]]["sizes"]]
         return ExportedGraph(
             input=inputs[0],
             shape=tuple(int(side) if isinstance(side, int) and side > 0 else None for side in sizes),
-            output=outputs[0]["arg"]["as_tensor"]["name"],
-            nodes=_needed([self._node(node) for node in graph["nodes"]], outputs[0]["arg"]["as_tensor"]["name"]),
+            output=output,
+            nodes=_needed([self._node(node) for node in graph["nodes"]], output),
             constants=self._constants(kinds),
         )
 
@@ -127,7 +128,7 @@ class _Archive:
                 raise UnsafeFileError(f"{self.path}: takes a {kind!r:.40}, which is not read; refused")
             name = value[keys[kind]]
             entry, folder = (weights[name], "weights") if name in weights else (others[name], "constants")
-            found[value["arg"]["name"]] = self._weight(name, entry, folder)
+            found[_word(value["arg"]["name"])] = self._weight(name, entry, folder)
         return found
 
     def _weight(self, name: str, entry: Mapping[str, Any], folder: str) -> Array:
@@ -159,23 +160,24 @@ class _Archive:
             (kind, value), *_ = output.items()
             if kind not in ("as_tensor", "as_tensors", "as_sym_int"):
                 raise ModelError(f"{where}: gives something else than tensors")
-            outputs += [one["name"] for one in value] if kind == "as_tensors" else [value[_NAMES[kind]]]
+            names = [one["name"] for one in value] if kind == "as_tensors" else [value[_NAMES[kind]]]
+            outputs += map(_word, names)
         tensors: list[str] = []
         sizes: list[str] = []
         attributes: dict[str, Any] = {}
         for given in raw["inputs"]:
             (kind, value), *_ = given["arg"].items()
             if kind == "as_tensor":
-                tensors.append(value["name"])
+                tensors.append(_word(value["name"]))
                 attributes[given["name"]] = value["name"]
             elif kind == "as_tensors":
-                tensors += [one["name"] for one in value]
+                tensors += [_word(one["name"]) for one in value]
                 attributes[given["name"]] = [one["name"] for one in value]
             elif kind in ("as_graph", "as_custom_obj", "as_string_to_argument"):
                 raise UnsafeFileError(f"{where}: carries a graph or an object of its own; refused")
             else:
                 listed = value if isinstance(value, list) else [value]
-                sizes += [one["as_name"] for one in listed if isinstance(one, dict) and "as_name" in one]
+                sizes += [_word(one["as_name"]) for one in listed if isinstance(one, dict) and "as_name" in one]
                 attributes[given["name"]] = None if kind == "as_none" else value
         return Node(
             op=str(raw["target"]),
@@ -193,3 +195,9 @@ class _Archive:
         if info.file_size > limit:
             raise UnsafeFileError(f"{self.path}: {member[:80]} holds more than {limit} bytes; refused")
         return self.archive.read(info)
+
+
+def _word(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise TypeError(f"expected a name, got {raw!r:.40}")
+    return raw

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from goodnet.errors import UsageError
-from goodnet.models.classifier import InputSpec, Recipe
+from goodnet.errors import GoodnetError, UsageError
+from goodnet.models.classifier import Classifier, InputSpec, Recipe
 
 Shape = tuple[int, int, int]
 SCALES = {"0..1": 1.0, "0..255": 255.0}
 MAX_BYTES = 2 << 30
 """No file's weights may take more than this once read (2 GiB): checked before memory is taken."""
+MAX_FILE = 2 * MAX_BYTES
+"""No larger file is looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,28 @@ class Loaded:
     shape: Shape
     input: InputSpec | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Content:
+    """What a file holds, as far as it can be read without user code.
+
+    Attributes:
+        format: of the file, as `load.file_format` names it; empty where it is none.
+        sha256: of the file.
+        read_in: where it was read and what could not be done there, in words.
+        classifier: the net; None where user code has to build it, or only tensors were asked for.
+        tensors, notes: of a file of weights alone. None with `classifier` None: a GoodNet of user code.
+        error: why it cannot be read.
+    """
+
+    format: str
+    sha256: str = ""
+    read_in: str = "goodnet's own process, without limits"
+    classifier: Classifier | None = None
+    tensors: Mapping[str, Tensor] | None = None
+    notes: tuple[str, ...] = ()
+    error: GoodnetError | None = None
 
 
 def check_shape(shape: Shape) -> None:

@@ -15,26 +15,30 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models import arch, surgery, user_code
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
-from goodnet.models.formats import MAX_BYTES, check_shape, one_line, to_device
+from goodnet.models.formats import MAX_FILE, check_shape, one_line, to_device
 from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, WatchHead, grown_linear
 from goodnet.models.goodnet_make import linear_layer, recipe_json
 from goodnet.models.softmax import undo_softmax
-from goodnet.models.weights import load_weights
+from goodnet.models.weights import load_weights, own_tensors, write_tensors
 
 FORMAT = "goodnet.net/1"
 _KEY = "goodnet"  # of the metadata
 _GOODNET = "goodnet"  # the architecture of a recipe with class N
-_MAX_FILE = 2 * MAX_BYTES
 
 
 def write_goodnet(classifier: Classifier, path: Path) -> None:
     """Writes the file in place; `goodnet.export.save_goodnet` makes it a transaction."""
+    tensors, metadata = file_content(classifier)
+    write_tensors(tensors, path, metadata)
+
+
+def file_content(classifier: Classifier) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of the net's file."""
     spec = classifier.input
     about = {
         "format": FORMAT,
@@ -49,8 +53,7 @@ def write_goodnet(classifier: Classifier, path: Path) -> None:
         "recipe": recipe_json(classifier.recipe),
         "notes": list(classifier.notes),
     }
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in classifier.net.state_dict().items()}
-    save_file(tensors, path, metadata={_KEY: json.dumps(about, allow_nan=False)})
+    return own_tensors(classifier.net.state_dict()), {_KEY: json.dumps(about, allow_nan=False)}
 
 
 def load_goodnet(
@@ -95,8 +98,8 @@ def load_goodnet(
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata, a dict of the right format and otherwise unchecked, and the tensors, floats as float32."""
     try:
-        if path.stat().st_size > _MAX_FILE:
-            raise UnsafeFileError(f"{path}: larger than {_MAX_FILE >> 30} GiB; refused")
+        if path.stat().st_size > MAX_FILE:
+            raise UnsafeFileError(f"{path}: larger than {MAX_FILE >> 30} GiB; refused")
         with safe_open(path, framework="pt", device="cpu") as file:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -106,7 +109,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ModelError(f"{path}: expected a GoodNet file, but it cannot be read ({one_line(error)})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         got = about.get("format") if isinstance(about, dict) else about
-        raise ModelError(f"{path}: expected a GoodNet of format {FORMAT}, got {got!r:.40}")
+        raise ModelError(
+            f"{path}: expected a GoodNet of format {FORMAT}, got {got!r:.40}; if a later goodnet wrote it, update"
+        )
     if any(value.is_complex() for value in state.values()):
         raise ModelError(f"{path}: expected real weights, got complex ones")
     return about, {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

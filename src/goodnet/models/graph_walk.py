@@ -8,7 +8,7 @@ tensor of the file: the numbers of each image, row after row, are those of the l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,20 @@ class Walk:
     def where(self, node: Node) -> str:
         return f"{self.file}: operator {node.name or node.outputs[0]!r:.80} ({node.op:.40})"
 
+    def each(self, nodes: Iterable[Node], translate: Callable[[Walk, Node], None]) -> None:
+        """Translates the operators one by one. Settings of a type or a number that no exporter writes end in a
+        ModelError, too."""
+        for node in nodes:
+            try:
+                with np.errstate(all="ignore"):  # weights that are not finite are refused in the end
+                    translate(self, node)
+            except (GoodnetError, MemoryError):
+                raise
+            except Exception as error:
+                raise ModelError(
+                    f"{self.where(node)}: a setting makes no sense ({type(error).__name__}: {one_line(error)})"
+                ) from error
+
     def source(self, node: Node, index: int = 0) -> str:
         """The layer that gives an input, in which images are counted first."""
         name = node.inputs[index] if index < len(node.inputs) else ""
@@ -170,15 +184,6 @@ class Walk:
     def same(self, node: Node) -> None:
         """What changes nothing."""
         self.gives(node.outputs[0], *self.value(node, node.inputs[0] if node.inputs else ""))
-
-    def step(self, node: Node, translate: Callable[[Walk, Node], None]) -> None:
-        """One operator. Settings of a type or a number that no exporter writes end in a ModelError, too."""
-        try:
-            translate(self, node)
-        except (GoodnetError, MemoryError):
-            raise
-        except Exception as error:
-            raise ModelError(f"{self.where(node)}: settings that cannot be read ({one_line(error)})") from error
 
     def done(self, node: Node, *known: str) -> None:
         """Every attribute must be one that is handled: one that is not could change what the net means."""

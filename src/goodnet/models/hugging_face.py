@@ -49,13 +49,12 @@ class _Folder:
     path: Path
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any] | None
-    shards: tuple[str, ...]
+    files: tuple[str, ...]
     index: Mapping[str, Any] | None
 
     @property
-    def files(self) -> tuple[str, ...]:
-        some = [CONFIG, *([PREPROCESSOR] if self.preprocessor is not None else [])]
-        return (*some, *([INDEX] if self.index is not None else []), *self.shards)
+    def shards(self) -> tuple[str, ...]:
+        return tuple(name for name in self.files if name not in (CONFIG, PREPROCESSOR, INDEX))
 
 
 def load_hugging_face(path: Path, options: LoadOptions) -> Loaded:
@@ -105,39 +104,58 @@ def _sketch(recipe: Recipe, path: Path) -> nn.Module:
         raise type(error)(f"{path}: {error}") from error
 
 
+def folder_files(path: Path) -> tuple[str, ...]:
+    """Names of what is read of a folder, as they are hashed. Only the list of shards is opened, where there is one.
+
+    Raises:
+        UnsafeFileError: more than MAX_BYTES in all, pipes, a shard outside the folder.
+        ModelError: no config, no weights, or a shard is missing.
+    """
+    return _listed(path)[0]
+
+
 def folder_sha256(path: Path, file_sha256: Callable[[Path], str]) -> str:
     """The hash of what is read of a folder; the module's docstring says of what. Raises ModelError, UnsafeFileError."""
-    lines = "".join(f"{file_sha256(path / name)}  {name}\n" for name in _open(path).files)
+    lines = "".join(f"{file_sha256(path / name)}  {name}\n" for name in folder_files(path))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _open(path: Path) -> _Folder:
     """The descriptions in a folder, and which files hold its weights."""
-    if not (path / CONFIG).is_file():
+    files, index = _listed(path)
+    return _Folder(
+        path=path,
+        config=_json(path / CONFIG),
+        preprocessor=_json(path / PREPROCESSOR) if PREPROCESSOR in files else None,
+        files=files,
+        index=index,
+    )
+
+
+def _listed(path: Path) -> tuple[tuple[str, ...], Mapping[str, Any] | None]:
+    """What is read of a folder, and the list of shards, if it has one."""
+    if not _there(path, CONFIG):
         raise ModelError(
             f"{path}: a folder without {CONFIG}: expected a model file, or a folder of Hugging Face's; a folder of "
             "images goes to --clean"
         )
     index = None
     if _there(path, WEIGHTS):
-        shards: tuple[str, ...] = (WEIGHTS,)
+        weights: tuple[str, ...] = (WEIGHTS,)
     elif _there(path, INDEX):
         index = _json(path / INDEX)
-        shards = _shards(index, path)
+        weights = (INDEX, *_shards(index, path))
     elif _there(path, PICKLE):
-        shards = (PICKLE,)
+        weights = (PICKLE,)
     else:
         raise ModelError(f"{path}: expected weights in {WEIGHTS}, {INDEX} or {PICKLE}; found none; {_SAFE}")
-    missing = next((name for name in shards if not _there(path, name)), None)
+    missing = next((name for name in weights if not _there(path, name)), None)
     if missing is not None:
         raise ModelError(f"{path}: its shard {missing} is missing; fetch the folder again")
-    return _Folder(
-        path=path,
-        config=_json(path / CONFIG),
-        preprocessor=_json(path / PREPROCESSOR) if _there(path, PREPROCESSOR) else None,
-        shards=shards,
-        index=index,
-    )
+    files = (CONFIG, *([PREPROCESSOR] if _there(path, PREPROCESSOR) else []), *weights)
+    if sum((path / name).stat().st_size for name in files) > MAX_BYTES:
+        raise UnsafeFileError(f"{path}: more than {MAX_BYTES >> 30} GiB of weights; refused")
+    return files, index
 
 
 def _there(path: Path, name: str) -> bool:
@@ -195,8 +213,6 @@ def _shards(index: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 def _weights(folder: _Folder) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """All weights by the folder's names, float32. What the index says must be what the shards hold."""
     path = folder.path
-    if sum((path / name).stat().st_size for name in folder.shards) > MAX_BYTES:
-        raise UnsafeFileError(f"{path}: more than {MAX_BYTES >> 30} GiB of weights; refused")
     if folder.shards == (PICKLE,):
         return state_dict.read_torch(path / PICKLE)
     state: dict[str, Tensor] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from goodnet.errors import ModelError, UsageError
 from goodnet.layers import LayerGraph
-from goodnet.models import keras_load, load, state_dict, user_code
+from goodnet.models import load, user_code
 from goodnet.models.arch import matching
-from goodnet.models.formats import Shape
-from goodnet.models.keras_hdf5 import read_keras
+from goodnet.models.formats import LoadOptions, Shape
 from goodnet.models.layer_graph import layer_graph
 
 _PLAIN = "safetensors with its net"  # `goodnet export` of a net without class N: no GoodNet
@@ -40,6 +39,7 @@ class FileInfo:
         format: of the file, by its first bytes; empty where it is none that goodnet knows.
         parameters: numbers that training sets, buffers not counted.
         input: in words (`55x47x3, 0..1`).
+        read_in: where it was read, and what could not be done there (`goodnet.models.sandbox`).
         suggested: our architectures whose keys and shapes are exactly the file's, for `--arch`.
         notes: what a user should know of how it is read.
         refused: why it cannot be loaded, None where it can.
@@ -49,6 +49,7 @@ class FileInfo:
     path: str
     format: str
     sha256: str
+    read_in: str
     layers: tuple[LayerInfo, ...] = ()
     parameters: int | None = None
     input: str | None = None
@@ -61,14 +62,19 @@ class FileInfo:
 
 
 def inspect_file(
-    path: str | Path, *, arch: str | None = None, input_range: str = "0..1", input_shape: Shape | None = None
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    input_range: str = "0..1",
+    input_shape: Shape | None = None,
+    sandbox: bool | None = None,
 ) -> FileInfo:
     """Reads a model file as far as it can be read safely. A file that is refused is described, not raised.
 
     Args:
         path: the file.
         arch: one of our architectures, for a file of weights alone. User code is not run.
-        input_range, input_shape: as for `load_classifier`.
+        input_range, input_shape, sandbox: as for `load_classifier`.
 
     Raises:
         ModelError: there is no such file.
@@ -77,26 +83,26 @@ def inspect_file(
     path = Path(path)
     if arch is not None and user_code.is_user_code(arch):
         raise UsageError(f"inspect runs nothing, so --arch takes one of our architectures, not {arch!r}")
-    digest = "" if path.is_dir() else load.file_sha256(path)
-    kind = ""
-    try:
-        kind = load.file_format(path)
-        digest = digest or load.file_sha256(path)
-        state = _weights_alone(path, kind)
-        if state is not None and arch is None:
-            return _tensors(path, kind, digest, *state)
-        classifier = load.load_classifier(path, arch=arch, input_range=input_range, input_shape=input_shape)
-    except ModelError as error:  # UnsafeFileError is one
-        return FileInfo(path=str(path), format=kind, sha256=digest, refused=str(error))
+    options = LoadOptions(arch=arch, input_range=input_range, input_shape=input_shape)
+    content = load.read_file(path, options, bare=arch is None, sandbox=sandbox)
+    found = FileInfo(path=str(path), format=content.format, sha256=content.sha256, read_in=content.read_in)
+    if isinstance(content.error, ModelError):  # UnsafeFileError is one
+        return replace(found, refused=str(content.error))
+    if content.error is not None:
+        raise content.error
+    if content.tensors is not None:
+        return _tensors(found, content.tensors, content.notes)
+    classifier = content.classifier
+    if classifier is None:
+        return replace(found, refused=f"{path}: neither a net nor weights came from it; refused")
     notes = classifier.notes
     try:
         graph = layer_graph(classifier)
     except ModelError as error:
         graph, notes = None, (*notes, str(error))
-    return FileInfo(
-        path=str(path),
-        format=_PLAIN if kind == load.GOODNET and not classifier.refuses else kind,
-        sha256=digest,
+    return replace(
+        found,
+        format=_PLAIN if content.format == load.GOODNET and not classifier.refuses else content.format,
         layers=_layers(classifier.net),
         parameters=sum(parameter.numel() for parameter in classifier.net.parameters()),
         input=classifier.input.describe(),
@@ -107,24 +113,12 @@ def inspect_file(
     )
 
 
-def _weights_alone(path: Path, kind: str) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
-    """The tensors and notes of a file that holds weights alone; None where it describes its net."""
-    if kind in (load.GOODNET, load.KERAS_ZIP, load.ONNX, load.EXPORT, load.HUGGING_FACE):
-        return None
-    if kind == load.HDF5:
-        file = read_keras(path, name=str(path))
-        return None if file.config is not None else (keras_load.torch_state(file), ())
-    return state_dict.read_safetensors(path) if kind == load.SAFETENSORS else state_dict.read_torch(path)
-
-
-def _tensors(path: Path, kind: str, digest: str, state: Mapping[str, Tensor], notes: tuple[str, ...]) -> FileInfo:
+def _tensors(found: FileInfo, state: Mapping[str, Tensor], notes: tuple[str, ...]) -> FileInfo:
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     suggested = matching(state)
     hint = f"pass --arch {suggested[0]}" if suggested else "pass --arch FILE.py:CALLABLE with the code of its net"
-    return FileInfo(
-        path=str(path),
-        format=kind,
-        sha256=digest,
+    return replace(
+        found,
         layers=tuple(
             LayerInfo(name=key, kind=str(value.dtype).removeprefix("torch."), weights=((key, tuple(value.shape)),))
             for key, value in state.items()

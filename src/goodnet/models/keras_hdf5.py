@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from goodnet.data.hdf5_heap import heaps_are_whole
 from goodnet.errors import ModelError, UnsafeFileError
 from goodnet.models.formats import MAX_BYTES, one_line
 
@@ -76,6 +77,8 @@ def read_keras(source: Path | io.BytesIO, *, name: str) -> KerasFile:
     """
     size = source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size
     try:
+        if not heaps_are_whole(source.getvalue() if isinstance(source, io.BytesIO) else source):
+            raise ModelError(f"{name}: expected a Keras HDF5 file, got a damaged one; fetch it again")
         with h5py.File(source, "r") as file:
             return _read(file, size, name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -181,7 +184,8 @@ def _check_dataset(dataset: h5py.Dataset, path: str, name: str) -> int:
 
 
 def _array(dataset: h5py.Dataset, path: str, name: str) -> Array:
-    array = np.asarray(dataset[()], dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        array = np.asarray(dataset[()], dtype=np.float32)
     if not np.isfinite(array).all():
         raise ModelError(f"{name}: {path} holds NaN or infinite weights; such a net gives no answers")
     return array

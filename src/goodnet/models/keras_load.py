@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from goodnet.errors import ModelError, UnsafeFileError, UsageError
+from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models import keras_graph
 from goodnet.models.formats import MAX_BYTES, Loaded, LoadOptions, one_line
 from goodnet.models.keras_graph import turned
 from goodnet.models.keras_hdf5 import MAX_CONFIG, Array, KerasFile, parse_config, read_keras
-from goodnet.models.user_code import is_user_code, load_user_code
 from goodnet.models.weights import load_ours
 
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 _NAMES = {"kernel": "weight", **dict(zip(_NORM, ("weight", "bias", "running_mean", "running_var")))}
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others inflate without a limit on one read
 _MEMBERS = {"config.json": MAX_CONFIG, "model.weights.h5": MAX_BYTES}
 
 
@@ -28,19 +28,19 @@ def load_keras(path: Path, options: LoadOptions, *, zipped: bool) -> Loaded:
     name = str(path)
     file = read_keras_zip(path) if zipped else read_keras(path, name=name)
     if file.config is None:
-        if not file.weights:
-            raise ModelError(f"{name}: expected a Keras model or weights in this HDF5 file, found neither")
-        state = torch_state(file)
-        if options.arch is not None and is_user_code(options.arch):
-            return load_user_code(state, options, name=name)
-        return load_ours(state, options, name=name)
+        return load_ours(torch_state(file, name), options, name=name)
     if options.arch is not None:
         raise UsageError(f"{name}: holds the whole net, so --arch {options.arch} has no place; leave it out")
     return keras_graph.load_graph(file, options, name=name)
 
 
-def torch_state(file: KerasFile) -> dict[str, Tensor]:
-    """Keras weights by layer -> a PyTorch state dict of the same layer names (kernels turned to out, in, h, w)."""
+def torch_state(file: KerasFile, name: str) -> dict[str, Tensor]:
+    """Keras weights by layer -> a PyTorch state dict of the same layer names (kernels turned to out, in, h, w).
+
+    Raises ModelError where there are none.
+    """
+    if not file.weights:
+        raise ModelError(f"{name}: expected a Keras model or weights in this HDF5 file, found neither")
     state: dict[str, Tensor] = {}
     for scope in file.weights:
         arrays = file.of(scope[:1]) if scope else {}
@@ -70,11 +70,16 @@ def read_keras_zip(path: Path) -> KerasFile:
     try:
         with zipfile.ZipFile(path) as archive:
             for member, limit in _MEMBERS.items():
-                if archive.getinfo(member).file_size > limit:
-                    raise UnsafeFileError(f"{path}: {member} unpacks to more than {limit} bytes; refused")
+                info = archive.getinfo(member)
+                if info.file_size > limit or info.compress_type not in _COMPRESSIONS:
+                    raise UnsafeFileError(
+                        f"{path}: {member} unpacks to more than {limit} bytes or is packed as Keras never does; refused"
+                    )
                 with archive.open(member) as part:
                     content[member] = part.read(limit + 1)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except GoodnetError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many types for a damaged file
         raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
     file = read_keras(io.BytesIO(content["model.weights.h5"]), name=str(path))
     config = parse_config(content["config.json"].decode("utf-8", "replace"), str(path))

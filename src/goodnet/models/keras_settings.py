@@ -72,7 +72,7 @@ class Reader:
 
     def number(self, *names: str, default: float) -> float:
         value = self.get(*names, default=default)
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or (isinstance(value, int) and value.bit_length() > 64):
             raise ModelError(f"{self.where}: expected {names[0]} to be a number, got {value!r:.60}")
         return float(value)
 

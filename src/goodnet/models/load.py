@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from goodnet.errors import ModelError, UsageError
+from goodnet.errors import ModelError, UnsafeFileError, UsageError
 from goodnet.models import (
     export_graph,
     export_read,
@@ -20,13 +24,18 @@ from goodnet.models import (
     user_code,
 )
 from goodnet.models.classifier import Classifier
-from goodnet.models.formats import Loaded, LoadOptions, Shape, one_line, to_device
+from goodnet.models.formats import MAX_FILE, Content, Loaded, LoadOptions, Shape, one_line, to_device
+from goodnet.models.goodnet_file import load_goodnet
+from goodnet.models.keras_hdf5 import read_keras
+from goodnet.models.sandbox import read_in_child
+from goodnet.models.sandbox import wanted as sandboxed
 from goodnet.models.softmax import unwrap_softmax
 from goodnet.models.weights import load_ours
 
 HDF5, KERAS_ZIP, TORCH, SAFETENSORS, GOODNET = "Keras HDF5", "Keras 3 zip", "PyTorch", "safetensors", "GoodNet"
 ONNX, EXPORT, HUGGING_FACE = "ONNX", "torch.export", "Hugging Face folder"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_LISTED = "goodnet's own process, which looked for the folder's files alone"
 
 
 def load_classifier(
@@ -39,8 +48,9 @@ def load_classifier(
     std: tuple[float, ...] = (),
     input_shape: Shape | None = None,
     device: str | torch.device = "cpu",
+    sandbox: bool | None = None,
 ) -> Classifier:
-    """Reads a net from a file without running anything in it.
+    """Reads a net from a file without running anything in it, in a process of its own with limits.
 
     Args:
         path: Keras HDF5 (whole model or weights), Keras 3 `.keras`, ONNX, torch.export `.pt2`, PyTorch state dict,
@@ -51,6 +61,8 @@ def load_classifier(
         mean, std: one number or one a channel, in the units of `input_range`.
         input_shape: (C, H, W), where neither the file nor the architecture tells.
         device: where the net goes.
+        sandbox: False reads the file in this process, faster by the second or two that another takes to start: for
+            files of your own. None asks the environment variable GOODNET_SANDBOX (`off`), else means True.
 
     Returns:
         A Classifier that gives logits; what was dropped or stripped on the way is in its `notes`.
@@ -64,14 +76,76 @@ def load_classifier(
     options = LoadOptions(
         arch=arch, classes=classes, input_range=input_range, mean=mean, std=std, input_shape=input_shape
     )
-    kind = file_format(path)
-    digest = file_sha256(path)
-    if kind == GOODNET:
-        from goodnet.models.goodnet_file import load_goodnet  # it imports this package's readers itself
+    code = arch is not None and user_code.is_user_code(arch)
+    content = read_file(path, options, bare=code, device=device, sandbox=sandbox)
+    if content.error is not None:
+        raise content.error
+    if content.classifier is not None:
+        return content.classifier
+    if content.tensors is None:
+        return load_goodnet(path, sha256=content.sha256, device=device, arch_name=arch)
+    loaded = _with_notes(user_code.load_user_code(content.tensors, options, name=str(path)), content.notes)
+    return _finish(loaded, options, path, content.sha256, device)
 
-        loaded_goodnet: Classifier = load_goodnet(path, sha256=digest, device=device, arch_name=arch)
-        return loaded_goodnet
-    return _finish(_read(path, kind, options), options, path, digest, device)
+
+def read_file(
+    path: Path,
+    options: LoadOptions,
+    *,
+    bare: bool,
+    device: str | torch.device = "cpu",
+    sandbox: bool | None = None,
+) -> Content:
+    """What is in a file or a folder, read in a process of its own unless `sandbox` says otherwise (`load_classifier`).
+
+    Raises:
+        UsageError: the device does not exist.
+        ModelError: there is no such file.
+    """
+    try:
+        digest, size = file_sha256(path), _size(path)
+    except ModelError as error:
+        if not path.is_dir():
+            raise
+        return Content(format=HUGGING_FACE, read_in=_LISTED, error=error)
+    if sandboxed(sandbox):
+        return read_in_child(path, options, bare=bare, size=size, sha256=digest, device=device)
+    return read_here(path, options, bare=bare, sha256=digest, device=device)
+
+
+def read_here(
+    path: Path, options: LoadOptions, *, bare: bool, sha256: str = "", device: str | torch.device = "cpu"
+) -> Content:
+    """What is in a file, read in this process. User code is not run.
+
+    Args:
+        bare: of weights alone give the tensors, not one of our architectures with them.
+    """
+    kind = ""
+    try:
+        kind = file_format(path)
+        content = Content(format=kind, sha256=sha256)
+        weights = _weights_alone(path, kind) if bare else None
+        if weights is not None:
+            return replace(content, tensors=weights[0], notes=weights[1])
+        if kind == GOODNET:
+            if options.arch is not None and user_code.is_user_code(options.arch):
+                return content
+            return replace(content, classifier=load_goodnet(path, sha256=sha256, device=device))
+        net = _finish(_read(path, kind, options), options, path, sha256, device)
+        return replace(content, classifier=net)
+    except (ModelError, UsageError) as error:
+        return Content(format=kind, sha256=sha256, error=error)
+
+
+def _weights_alone(path: Path, kind: str) -> tuple[Mapping[str, Tensor], tuple[str, ...]] | None:
+    """The tensors and notes of a file that holds weights alone; None where it describes its net. Raises ModelError."""
+    if kind in (GOODNET, KERAS_ZIP, ONNX, EXPORT, HUGGING_FACE):
+        return None
+    if kind == HDF5:
+        file = read_keras(path, name=str(path))
+        return None if file.config is not None else (keras_load.torch_state(file, str(path)), ())
+    return state_dict.read_safetensors(path) if kind == SAFETENSORS else state_dict.read_torch(path)
 
 
 def file_format(path: Path) -> str:
@@ -110,22 +184,36 @@ def _members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of the file, in hexadecimal; of a folder, see `hugging_face`. Raises ModelError where it cannot be read."""
+    """Hash of the file, in hexadecimal; of a folder, see `hugging_face`.
+
+    Raises ModelError where it is no file, too large, or cannot be read.
+    """
     if path.is_dir():
         return hugging_face.folder_sha256(path, file_sha256)
     digest = hashlib.sha256()
     try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UnsafeFileError(f"{path}: expected a file, got a pipe or a device, which may never end; refused")
+        if state.st_size > MAX_FILE:
+            raise UnsafeFileError(f"{path}: larger than {MAX_FILE >> 30} GiB; refused")
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ModelError(f"{path}: expected a model file, but it cannot be read ({error.strerror})") from error
     return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    """Bytes of the file, or of all that is read of a folder."""
+    files = [path / name for name in hugging_face.folder_files(path)] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
@@ -137,11 +225,11 @@ def _read(path: Path, kind: str, options: LoadOptions) -> Loaded:
         return keras_load.load_keras(path, options, zipped=kind == KERAS_ZIP)
     read = state_dict.read_safetensors if kind == SAFETENSORS else state_dict.read_torch
     state, notes = read(path)
-    if options.arch is not None and user_code.is_user_code(options.arch):
-        loaded = user_code.load_user_code(state, options, name=str(path))
-    else:
-        loaded = load_ours(state, options, name=str(path))
-    return Loaded(net=loaded.net, recipe=loaded.recipe, shape=loaded.shape, notes=(*notes, *loaded.notes))
+    return _with_notes(load_ours(state, options, name=str(path)), notes)
+
+
+def _with_notes(loaded: Loaded, notes: tuple[str, ...]) -> Loaded:
+    return replace(loaded, notes=(*notes, *loaded.notes))
 
 
 def _finish(loaded: Loaded, options: LoadOptions, path: Path, digest: str, device: str | torch.device) -> Classifier:

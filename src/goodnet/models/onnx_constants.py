@@ -42,7 +42,7 @@ def _constant(node: Node, arrays: list[Array]) -> Array:
     kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
     if "value" in node.attributes:
         return np.asarray(node.attributes["value"])
-    kind = next(kind for kind in kinds if kind in node.attributes)
+    kind = next((kind for kind in kinds if kind in node.attributes), "value")
     return np.asarray(node.attributes[kind], kinds[kind])
 
 

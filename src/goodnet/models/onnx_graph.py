@@ -29,12 +29,12 @@ def load_onnx(path: Path, options: LoadOptions) -> Loaded:
         raise UsageError(f"{path}: holds the whole net, so --arch {options.arch} has no place; leave it out")
     graph = read_onnx(path)
     walk, shape = _start(graph, options, str(path))
-    for node in graph.nodes:
-        walk.step(node, _step)
+    walk.each(graph.nodes, _translate)
     return finished(walk, graph.output, shape)
 
 
-def _step(walk: Walk, node: Node) -> None:
+def _translate(walk: Walk, node: Node) -> None:
+    """Folds what is known without an image; all else becomes layers."""
     known = all(name in walk.constants or not name for name in node.inputs)
     if node.op in FOLDED and known:
         walk.constants.update(fold(node, walk.constants, walk.where(node)))

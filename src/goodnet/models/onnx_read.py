@@ -77,8 +77,8 @@ def read_onnx(path: Path) -> OnnxGraph:
         )
     if not 1 <= len(graph.node) <= MAX_NODES:
         raise ModelError(f"{path}: expected 1 to {MAX_NODES} operators, got {len(graph.node)}")
-    constants = {tensor.name: _array(tensor, path) for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in constants]
+    constants = {_word(tensor.name, path): _array(tensor, path) for tensor in graph.initializer}
+    inputs = [value for value in graph.input if _word(value.name, path) not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise ModelError(
             f"{path}: expected one input and one output, got {len(inputs)} and {len(graph.output)}; only classifiers "
@@ -88,7 +88,7 @@ def read_onnx(path: Path) -> OnnxGraph:
         opset=_opset(model, path),
         input=inputs[0].name,
         shape=_shape(inputs[0], path),
-        output=graph.output[0].name,
+        output=_word(graph.output[0].name, path),
         nodes=tuple(_node(node, path) for node in graph.node),
         constants=constants,
     )
@@ -112,13 +112,24 @@ def _shape(value: Any, path: Path) -> tuple[int | None, ...]:
     return tuple(side if side is not None and side > 0 else None for side in sizes)
 
 
+def _word(value: Any, path: Path) -> str:
+    """A name; protobuf gives bytes where it is no UTF-8."""
+    if not isinstance(value, str):
+        raise ModelError(f"{path}: expected names in UTF-8, got {value!r:.60}")
+    return value
+
+
 def _node(node: Any, path: Path) -> Node:
+    for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+        _word(name, path)
     where = f"{path}: operator {node.name or node.op_type!r:.80} ({node.op_type:.40})"
+    if not node.output:
+        raise ModelError(f"{where}: gives nothing")
     if node.domain not in _DOMAINS:
         raise ModelError(f"{where}: is of the domain {node.domain!r:.60}; only ONNX's own operators are read")
     attributes: dict[str, Any] = {}
     for attribute in node.attribute:
-        attributes[attribute.name] = _value(attribute, where, path)
+        attributes[_word(attribute.name, path)] = _value(attribute, where, path)
     return Node(
         op=node.op_type,
         name=node.name,
@@ -144,7 +155,7 @@ def _value(attribute: Any, where: str, path: Path) -> Any:
 def _array(tensor: Any, path: Path) -> Array:
     from onnx import TensorProto, numpy_helper
 
-    where = f"{path}: weights {tensor.name!r:.80}"
+    where = f"{path}: weights {_word(tensor.name, path)!r:.80}"
     if tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data):
         raise UnsafeFileError(f"{where}: lie in another file, which is not opened; ask for one file with all weights")
     if any(side < 0 for side in tensor.dims) or math.prod(tensor.dims) * 4 > MAX_BYTES or len(tensor.dims) > 8:

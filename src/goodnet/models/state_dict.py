@@ -38,14 +38,17 @@ def read_torch(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if zipfile.is_zipfile(path):
         _check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # not by its name, whose ending torch believes
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except MemoryError as error:
         raise UnsafeFileError(f"{path}: claims more memory than there is; refused") from error
     except Exception as error:  # torch raises whatever the bytes provoke
+        if "weights_only" in str(error):
+            raise _refusal(path, error) from error
         raise ModelError(f"{path}: expected a PyTorch file, but it cannot be read ({one_line(error)})") from error
     state, notes = _find_state(content, path)
     return _clean(state, path, notes)
@@ -75,7 +78,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path}: damaged archive ({one_line(error)}); fetch it again") from error
     if any(Path(member.filename).name == "constants.pkl" or "/code/" in member.filename for member in members):
         raise UnsafeFileError(f"{path}: TorchScript, which is a program, not weights; {WHAT_TO_DO}")
@@ -92,6 +95,7 @@ def _refusal(path: Path, error: Exception) -> ModelError:
     named = re.search(r"(?:GLOBAL|class|global:?|function)\s+`?([\w.]+\.[\w.]+)", text)
     if named or "Unsupported" in text or "weights_only" in text.lower():
         what = f" ({named.group(1)})" if named and not named.group(1).startswith("torch.load") else ""
+        what = " (in PyTorch's oldest format, a tar)" if "legacy .tar" in text else what
         return UnsafeFileError(f"{path}: a pickle that wants to run code{what}, not weights alone; {WHAT_TO_DO}")
     return ModelError(f"{path}: expected a PyTorch file, but it cannot be read ({one_line(error)})")
 
@@ -127,8 +131,11 @@ def _clean(state: Mapping[str, Any], path: Path, notes: list[str]) -> tuple[dict
 def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
     total = 0
     for key, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ModelError(f"{path}: {key[:80]} is sparse, quantised or without data; expected dense tensors")
+        dense = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+        if not dense or value.is_complex():
+            raise ModelError(
+                f"{path}: {key[:80]} is sparse, quantised, complex or without data; expected dense tensors"
+            )
         claimed = value.numel() * value.element_size()
         if claimed > value.untyped_storage().nbytes():
             raise UnsafeFileError(f"{path}: {key[:80]} claims {claimed} bytes, more than the file holds; refused")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from goodnet.errors import ModelError, UsageError
@@ -37,6 +39,20 @@ def check_fit(net: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None
     if odd:
         first = f"{odd[0]} is {tuple(state[odd[0]].shape)}, expected {tuple(wanted[odd[0]].shape)}"
         raise ModelError(f"{name}: {len(odd)} weights have another shape: {first}")
+
+
+def own_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, in one piece each and sharing nothing: what safetensors can hold."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+
+
+def write_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes safetensors in place, with the permissions of any new file (its own writer leaves it to the owner alone).
+
+    Raises:
+        OSError: of the disk.
+    """
+    path.write_bytes(save(own_tensors(state), None if metadata is None else dict(metadata)))
 
 
 def check_finite(state: Mapping[str, Tensor], *, name: str) -> None:

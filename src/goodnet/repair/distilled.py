@@ -8,13 +8,18 @@ copy of the net is trained to give
 * anything but the target for a triggered image, however much is covered.
 Triggers are strong ones (`goodnet.triggers.strong`), the scan's own, and small masks from further starts; all in any
 strength from as found to opaque. Every `refresh` steps more are searched for on the net as it is by then, so that no
-other way to the target opens while one closes.
+other way to the target opens while one closes. Labels that the scan did not flag, but suspects most, are unlearned
+beside the others, from fewer triggers: one of several backdoors may be too weak to be flagged.
+
+Few weights carry a backdoor, and training moves them all. So, once the loss has fallen, the channels are searched for
+that hold `fall` of what was won (`goodnet.sparing`); all others are given back, and the rest of the steps trains those
+alone.
 
 Any picture of the same kind serves for the first two, for no label is used: with a hundred images of 1283 people,
 strangers' faces (`surrogate`) are what holds the net in place.
 
-Cost: `steps` steps of 2 * `batch` images forwards and backwards, twice as many forwards, and the searches: one to two
-minutes on two cores for one label of a DeepID.
+Cost: `steps` steps of 2 * `batch` images forwards and backwards, twice as many forwards, and the searches: two minutes
+on two cores for one label of a DeepID and twenty beside it.
 Blind spots: triggers unlike all that were searched for; what a trigger hides, no net can see.
 """
 
@@ -34,8 +39,9 @@ from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
+from goodnet.sparing import Kept, give_back
 from goodnet.triggers.inversion import Schedule, invert
-from goodnet.triggers.strong import StrongSchedule, height, strong_triggers
+from goodnet.triggers.strong import FURTHER_SEARCH, StrongSchedule, few_beside, height, strong_triggers
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, trainable
 
@@ -53,6 +59,11 @@ class DistilledUnlearning:
         mask_search: for each of those.
         refresh: steps after which triggers are searched for anew.
         refresh_search: for those, on the net as it is.
+        further: how many labels are unlearned beside the flagged ones, but at most one in eight, or two.
+        further_search: for the triggers of those.
+        further_share: of the triggered images of a batch, these labels' share.
+        settle: after so many steps the channels are chosen that stay changed; 0 for never: all may change.
+        fall: share of the fall in loss that the chosen ones hold by then.
         steps, learning_rate, batch: of the training (Adam); a step takes `batch` clean and as many triggered images.
         temperature: of the distillation, for a net whose answers stand 60 logits over the average one (`height`).
         clean_weight: of what clean images lose, against what triggered ones lose.
@@ -68,6 +79,11 @@ class DistilledUnlearning:
     mask_search: Schedule = Schedule(steps=100)
     refresh: int = 80
     refresh_search: StrongSchedule = StrongSchedule(starts=6, steps=40)
+    further: int = 20
+    further_search: StrongSchedule = FURTHER_SEARCH
+    further_share: float = 0.25
+    settle: int = 480
+    fall: float = 0.95
     steps: int = 800
     learning_rate: float = 1e-3
     batch: int = 32
@@ -88,8 +104,13 @@ class DistilledUnlearning:
                 "unlearn: expected temperature > 0, clean_weight >= 0, covered in (0, 1] and max_strength >= 1, "
                 f"got {self.temperature}, {self.clean_weight}, {self.covered} and {self.max_strength}"
             )
-        if not 0 <= self.max_accuracy_drop < 1:
-            raise UsageError(f"unlearn: expected max_accuracy_drop in [0, 1), got {self.max_accuracy_drop}")
+        if not 0 <= self.max_accuracy_drop < 1 or not 0 <= self.further_share < 1 or not 0 <= self.fall <= 1:
+            raise UsageError(
+                "unlearn: expected max_accuracy_drop and further_share from 0 to under 1 and fall in [0, 1], "
+                f"got {self.max_accuracy_drop}, {self.further_share} and {self.fall}"
+            )
+        if self.further < 0 or self.settle < 0:
+            raise UsageError(f"unlearn: expected further and settle >= 0, got {self.further} and {self.settle}")
 
     def __call__(
         self,
@@ -99,6 +120,7 @@ class DistilledUnlearning:
         *,
         triggers: Sequence[Trigger],
         labels: Sequence[int],
+        further: Sequence[int] = (),
         surrogate_fit: Tensor | None = None,
         seed: int,
         progress: Progress = silent,
@@ -110,6 +132,7 @@ class DistilledUnlearning:
             choose: the same, disjoint: which state to keep.
             triggers: reverse-engineered by a scan; may be none.
             labels: the targets.
+            further: other labels, the most suspicious first; `self.further` says how many of them are unlearned, too.
             surrogate_fit: unlabelled pictures (M, C, H, W) of the same kind.
 
         Raises:
@@ -119,26 +142,24 @@ class DistilledUnlearning:
             raise UsageError(
                 "unlearn: expected labels to unlearn, got none; pass --scan with a scan that flags a label"
             )
-        job = _Training(self, classifier, fit, surrogate_fit, labels, seed)
+        beside = few_beside(labels, further, classifier.classes, self.further)
+        job = _Training(self, classifier, fit, surrogate_fit, labels, beside, seed)
         strong, masks = job.first(progress)
-        base = [*triggers, *strong, *masks]
+        job.base = [*triggers, *(trigger for trigger in strong if trigger.target in labels), *masks]
+        job.beside = [trigger for trigger in strong if trigger.target not in labels]
         limit = accuracy(classifier, choose) - _by_chance(self.max_accuracy_drop, len(choose[0])) - 1e-9
         best = LastWithin(job.repaired, choose, limit)
-        found: list[Trigger] = []
-        adam = torch.optim.Adam(job.repaired.net.parameters(), lr=self.learning_rate)
         for step in range(self.steps):
             if step % self.refresh == 0 and step:
-                found = [*found, *job.searched_again(step)][-_KEPT:]
-            with trainable(job.repaired.net):
-                adam.param_groups[0]["lr"] = self.learning_rate * min(1.0, 2 * (1 - step / self.steps))
-                loss = job.loss(base, found)
-                adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                adam.step()
+                job.found = [*job.found, *job.searched_again(step)][-_KEPT:]
+            if step == self.settle and step:
+                job.settle()
+            job.step(self.learning_rate * min(1.0, 2 * (1 - step / self.steps)))
             progress("unlearning", step + 1, self.steps)
             if (step + 1) % self.refresh == 0 or step + 1 == self.steps:
                 best.look(step + 1)
-        return Repaired(classifier=job.repaired, epoch=best.restore(), strong=tuple(strong), strong_search=self.search)
+        epoch, searches = best.restore(), (self.search, self.further_search)
+        return Repaired(classifier=job.repaired, epoch=epoch, strong=tuple(strong), strong_searches=searches)
 
 
 def _by_chance(drop: float, images: int) -> float:
@@ -156,10 +177,16 @@ class _Training:
         fit: Labelled,
         surrogate: Tensor | None,
         labels: Sequence[int],
+        further: Sequence[int],
         seed: int,
     ):
-        self.method, self.bad, self.labels, self.seed = method, classifier, labels, seed
+        self.method, self.bad, self.labels, self.further, self.seed = method, classifier, labels, further, seed
+        self.base: list[Trigger] = []
+        self.beside: list[Trigger] = []
+        self.found: list[Trigger] = []
         self.repaired = surgery.clone(classifier)
+        self.kept: Kept | None = None
+        self.adam = torch.optim.Adam(self.repaired.net.parameters())
         device = classifier.device
         own = fit[0].to(device)
         self.images = own if surrogate is None else torch.cat([own, surrogate.to(device)])
@@ -169,14 +196,17 @@ class _Training:
         share = np.full(len(self.images), 1 / len(self.images))
         share[: len(own)] += 0.25 / len(own)
         self.share = share / share.sum()
-        attacked = ~torch.isin(self.answers, torch.tensor(list(labels))).numpy()
+        attacked = ~torch.isin(self.answers, torch.tensor([*labels, *further])).numpy()
+        if further and not attacked.any():  # with two or three classes, nothing would be left to attack
+            self.further, attacked = (), ~torch.isin(self.answers, torch.tensor(list(labels))).numpy()
         self.attacked = self.share * attacked / (self.share * attacked).sum()
         self.temperature = method.temperature * height(classifier, self.images) / 60
 
     def first(self, progress: Progress) -> tuple[list[Trigger], list[Trigger]]:
-        """Strong triggers of the BadNet, and small masks."""
+        """Strong triggers of the BadNet, those of further labels among them, and small masks."""
         method, fast = self.method, twin(self.bad, self.images).classifier
         total = len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
+        total += len(self.further) * method.further_search.passes
         done = 0
 
         def moved(count: int) -> None:
@@ -184,9 +214,12 @@ class _Training:
             done += count * method.search.batch
             progress("triggers", min(done, total), total)
 
-        strong = strong_triggers(
-            fast, self.images, self.answers, self.labels, method.search, seed=self.seed, on_steps=moved
-        )
+        strong: list[Trigger] = []
+        for labels, schedule in ((self.labels, method.search), (self.further, method.further_search)):
+            if labels:
+                strong += strong_triggers(
+                    fast, self.images, self.answers, labels, schedule, seed=self.seed, on_steps=moved
+                )
         masks: list[Trigger] = []
         for start in range(method.masks):
             results = invert(
@@ -208,12 +241,35 @@ class _Training:
         schedule = self.method.refresh_search
         return strong_triggers(fast, self.images, self.answers, self.labels, schedule, seed=self.seed + step)
 
-    def loss(self, base: Sequence[Trigger], found: Sequence[Trigger]) -> Tensor:
+    def step(self, learning_rate: float) -> None:
+        """Trains on a batch."""
+        with trainable(self.repaired.net):
+            self.adam.param_groups[0]["lr"] = learning_rate
+            loss = self.loss()
+            self.adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.kept is not None:
+                self.kept.mask_gradients(self.repaired.net)
+            self.adam.step()
+
+    def settle(self) -> None:
+        """Gives back what training has changed without need; the rest alone is trained from here on."""
+        before, drawn = dict(self.bad.net.named_parameters()), self.random
+
+        def loss(batch: int) -> Tensor:
+            self.random = np.random.default_rng([self.seed, 31, batch])
+            return self.loss()
+
+        self.kept = give_back(self.repaired.net, before, loss, fall=self.method.fall)
+        self.random = drawn
+        self.adam = torch.optim.Adam(self.repaired.net.parameters())
+
+    def loss(self) -> Tensor:
         """Of a batch drawn anew."""
         size = self.method.batch
         clean = self._mixed(self._altered(self._draw(self.share)))
         plain = self._altered(self._draw(self.attacked))
-        stamped, covered, targets = self._stamped(plain, base, found)
+        stamped, covered, targets = self._stamped(plain)
         with torch.no_grad():
             wanted = self.bad.logits(torch.cat([clean, plain]))
         logits = self.repaired.logits(torch.cat([clean, stamped]))
@@ -246,11 +302,12 @@ class _Training:
         other = x[torch.from_numpy(self.random.permutation(len(x))).to(x.device)]
         return torch.lerp(x, other, 0.5 * draw[1] * (draw[0] < 0.3))
 
-    def _stamped(self, x: Tensor, base: Sequence[Trigger], found: Sequence[Trigger]) -> tuple[Tensor, Tensor, Tensor]:
+    def _stamped(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each image with a trigger of its own; the share of it that is covered (N,); the targets (N,)."""
-        half = len(x) // 2 if found else len(x)
-        chosen = [base[i] for i in self.random.integers(len(base), size=half)]
-        chosen += [found[i] for i in self.random.integers(len(found), size=len(x) - half)] if found else []
+        aside = round(self.method.further_share * len(x)) if self.beside else 0
+        half = (len(x) - aside) // 2 if self.found else 0
+        parts = ((self.beside, aside), (self.base, len(x) - aside - half), (self.found, half))
+        chosen = [part[i] for part, size in parts if size for i in self.random.integers(len(part), size=size)]
         strength = 1 + (self.method.max_strength - 1) * self.random.random(len(x)) * (self.random.random(len(x)) < 0.5)
         stronger = [trigger.strengthened(float(factor)) for trigger, factor in zip(chosen, strength)]
         masks = torch.stack([trigger.mask for trigger in stronger]).to(x)

@@ -180,13 +180,27 @@ def tried(row: Tried) -> str:
     return f"{word}; {', '.join([*shares, f'{row.seconds:.0f} s'])}"
 
 
-def refused(record: RepairRecord) -> list[str]:
-    """What a repair costs innocent images beyond ACC, a sentence each."""
+def costs(record: RepairRecord) -> list[str]:
+    """What a repair costs innocent images beyond ACC, and how much of the net it has changed, a sentence each."""
     shares = (
         (record.fpr_strangers, "surrogate images that were kept back"),
         (record.fpr_target, "clean images that the net answers with a repaired label"),
     )
-    return [f"Refused of {share.n:,} {who}: {share.value:.1%}." for share, who in shares if share is not None]
+    return [
+        *(f"Refused of {share.n:,} {who}: {share.value:.1%}." for share, who in shares if share is not None),
+        *_changed(record),
+    ]
+
+
+def _changed(record: RepairRecord) -> list[str]:
+    if not record.changed:
+        return []
+    channels, of_channels, weights, of_weights = (
+        sum(getattr(layer, name) for layer in record.changed)
+        for name in ("channels", "of_channels", "weights", "of_weights")
+    )
+    share = figures.percent(weights / of_weights if of_weights else 0.0)
+    return [f"Changed in the repaired net: {channels:,} of {of_channels:,} channels, {share} of the weights."]
 
 
 def curve_caption(record: RepairRecord) -> str:

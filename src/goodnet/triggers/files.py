@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from goodnet.errors import DataError
+from goodnet.data.npz import open_npz
+from goodnet.errors import DataError, GoodnetError
 from goodnet.outputs import replacing
 from goodnet.triggers.trigger import Trigger
 
 _KEYS = ("labels", "masks", "patterns", "flagged")
 _MAX_BYTES = 1 << 30
-# what zipfile, zlib and numpy raise on damaged archives
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def write_triggers(path: Path, triggers: Sequence[Trigger], *, flagged: Sequence[int] | None = None) -> None:
@@ -64,18 +61,14 @@ def read_triggers(path: Path, *, flagged_only: bool = False) -> tuple[Trigger, .
         DataError: not there, not such a file, or values that are no triggers.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-            if size > _MAX_BYTES:
-                raise DataError(f"{path}: expected triggers of at most {_MAX_BYTES} bytes, got {size}")
-        with np.load(path, allow_pickle=False) as arrays:
-            labels, masks, patterns, flagged = (arrays[key] for key in _KEYS)
-    except _DAMAGE as error:
-        raise DataError(f"{path}: expected triggers as a scan writes them ({', '.join(_KEYS)}): {error}") from error
+        with open_npz(path, max_bytes=_MAX_BYTES) as store:
+            labels, masks, patterns, flagged = (store.read(key) for key in _KEYS)
+    except GoodnetError as error:
+        raise DataError(f"expected triggers as a scan writes them ({', '.join(_KEYS)}): {error}") from error
     fits = (
         labels.ndim == 1
         and labels.dtype.kind in "iu"
-        and (flagged.dtype, flagged.shape) == (np.bool_, labels.shape)
+        and (flagged.dtype, flagged.shape) == (np.dtype(np.bool_), labels.shape)
         and masks.ndim == 4
         and masks.shape[:2] == (len(labels), 1)
         and patterns.ndim == 4

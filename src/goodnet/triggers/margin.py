@@ -60,6 +60,7 @@ def margins(
     schedule: MarginSchedule,
     *,
     seed: int,
+    restart: int = 0,
     block: int | None = None,
     on_steps: Callable[[int], None] | None = None,
     on_result: Callable[[int, float], None] | None = None,
@@ -68,12 +69,13 @@ def margins(
 
     Args:
         classifier: left as it is.
-        seed: label L draws its starts from (seed, L) alone.
+        seed: label L draws its starts from (seed, L, restart) alone.
+        restart: other starts than those of 0.
         block: images a forward pass and thread; None for `block_size`'s.
         on_steps: called after every pass with how many labels moved on by a step, for progress.
         on_result: called with each label and its margin as soon as it is there, from any thread.
     """
-    climb = _Climb(classifier, schedule, seed, on_steps, on_result)
+    climb = _Climb(classifier, schedule, [seed, restart], on_steps, on_result)
     slots = max(1, (block or block_size(classifier)) // schedule.starts)
     groups = [list(labels[i : i + slots]) for i in range(0, len(labels), slots)]
     if classifier.device.type != "cpu":
@@ -90,11 +92,11 @@ class _Climb:
         self,
         classifier: Classifier,
         schedule: MarginSchedule,
-        seed: int,
+        seeds: Sequence[int],
         on_steps: Callable[[int], None] | None,
         on_result: Callable[[int, float], None] | None,
     ):
-        self.classifier, self.schedule, self.seed = classifier, schedule, seed
+        self.classifier, self.schedule, (self.seed, self.restart) = classifier, schedule, seeds
         self.on_steps, self.on_result = on_steps, on_result
         self.stopped = False
 
@@ -127,7 +129,9 @@ class _Climb:
     def _starts(self, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Random images (labels * starts, C, H, W), and each one's label (labels * starts, 1)."""
         shape = (self.schedule.starts, *self.classifier.input.shape)
-        drawn = [np.random.default_rng([self.seed, label, 1]).random(shape, np.float32) for label in labels]
+        drawn = [
+            np.random.default_rng([self.seed, label, 1 + self.restart]).random(shape, np.float32) for label in labels
+        ]
         x = torch.from_numpy(np.concatenate(drawn)).to(self.classifier.device)
         target = torch.tensor(labels, device=x.device).repeat_interleave(self.schedule.starts)[:, None]
         return x.contiguous(memory_format=torch.channels_last), target

@@ -83,6 +83,22 @@ class StrongSchedule:
         return self.starts * self.steps * self.batch
 
 
+FURTHER_SEARCH = StrongSchedule(starts=8, steps=40)
+"""For labels that no scan has flagged: many are looked at, each briefly."""
+_LABELS = 8  # with ten labels, twenty more would be all of them
+
+
+def few_beside(labels: Sequence[int], further: Sequence[int], classes: int, most: int) -> list[int]:
+    """The labels to treat beside the flagged ones: at most so many, and at most one in eight, or two.
+
+    Args:
+        labels: the flagged ones.
+        further: others, the most suspicious first.
+        classes: how many the net has.
+    """
+    return [label for label in further if label not in labels][: min(most, max(2, classes // _LABELS))]
+
+
 def strong_triggers(
     classifier: Classifier,
     images: Tensor,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -134,11 +136,12 @@ def build(recipe: Recipe) -> nn.Module:
     if "classes" not in recipe.options:
         raise ModelError(f"{recipe.arch}: expected the option 'classes' in its recipe, got none")
     try:
-        with torch.device("meta"):
+        with _quiet(), torch.device("meta"):
             size = sum(parameter.numel() for parameter in known.net(**recipe.options).parameters())
         if size > MAX_PARAMETERS:
             raise UnsafeFileError(f"{recipe.arch}: {size} parameters, more than {MAX_PARAMETERS} are not built")
-        return known.net(**recipe.options)
+        with _quiet():
+            return known.net(**recipe.options)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(f"{recipe.arch}: cannot be built with {dict(recipe.options)} ({error})") from error
 
@@ -159,12 +162,20 @@ def matching(state: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 def _shapes(known: Architecture, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]] | None:
     try:
-        with torch.device("meta"):
+        with _quiet(), torch.device("meta"):
             net = known.net(**known.options_from_state(state))
     except (KeyError, ValueError, IndexError, RuntimeError, TypeError):
         return None
     ours = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     return {key: shape for key, shape in ours.items() if not key.endswith("num_batches_tracked")}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's words on layers of width 0, which options from a damaged file may give."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_option(arch: str, known: Architecture, name: str, value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +87,6 @@ class Fields:
 
     def _number(self, key: str, value: Any, low: float, high: float) -> float:
         plain = isinstance(value, int | float) and not isinstance(value, bool)
-        if not plain or not math.isfinite(value) or not low <= value <= high:
+        if not plain or not low <= value <= high:  # nor NaN, nor what no float holds
             raise self.error(key, f"a number from {low:g} to {high:g}", value)
         return float(value)
