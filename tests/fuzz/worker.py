@@ -69,10 +69,11 @@ class Watch:
         return not (name.startswith((self.folder, sys.prefix, sys.base_prefix, _PACKAGE)) or name.endswith(_CODE))
 
     def _runs(self, event: str, arguments: tuple[Any, ...]) -> bool:
-        """Code from no module's file, as `eval` and `exec` of a string give; `typing` does so for hints."""
+        """Code from no module's file, as `eval` and `exec` of a string give. Hints and imports do so, too."""
         if event != "exec" or not getattr(arguments[0], "co_filename", "<").startswith("<"):
             return False
-        return not any(frame.f_code.co_filename == typing.__file__ for frame, _ in traceback.walk_stack(None))
+        callers = {frame.f_code.co_filename for frame, _ in traceback.walk_stack(None)}
+        return callers.isdisjoint((typing.__file__, "<frozen importlib._bootstrap>"))
 
 
 class Noise:

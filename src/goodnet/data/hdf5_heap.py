@@ -1,6 +1,6 @@
 """HDF5's global heaps, where texts and arrays of any length lie, looked at before libhdf5 reads them.
 
-libhdf5 (1.14.6 and before) walks the objects of a heap by the sizes that the file gives, and never ends at a free one
+libhdf5 (seen with 2.0.0) walks the objects of a heap by the sizes that the file gives, and never ends at a free one
 of size 0. Layout: HDF5 file format specification 3.0, section III.E.
 """
 
