@@ -37,7 +37,7 @@ RAISED = "canary"
 CASES: dict[str, tuple[str, str]] = {
     # the model's file
     "model missing": ("scan nowhere.pt --clean clean.npz", "No such file"),
-    "model is a folder": ("scan folder --clean clean.npz", "Is a directory"),
+    "model is a folder": ("scan folder --clean clean.npz", "a folder without config.json"),
     "model is a text": ("scan text.txt --clean clean.npz --arch mlp", "its bytes are none"),
     "model is empty": ("scan empty.pt --clean clean.npz --arch mlp", "its bytes are none"),
     "model is the data": ("scan clean.npz --clean clean.npz --arch mlp", "clean.npz"),
