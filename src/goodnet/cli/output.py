@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from goodnet.errors import GoodnetError
-from goodnet.outputs import replacing
+from goodnet.outputs import write_text
 from goodnet.record import RepairRecord
 from goodnet.report import write_report
 from goodnet.report.curve import curve_csv, curve_svg
@@ -37,12 +37,6 @@ def write_curve(record: RepairRecord, folder: Path | None) -> None:
     if folder is not None and record.curve:
         write_text(folder / "pruning-curve.csv", curve_csv(record))
         write_text(folder / "pruning-curve.svg", curve_svg(record))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under a temporary name first: a crash leaves the old file whole."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def write_page(folder: Path | None) -> Path | None:

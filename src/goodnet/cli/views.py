@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from goodnet.cli.output import write_text
 from goodnet.errors import UsageError
-from goodnet.outputs import check_file
+from goodnet.outputs import check_file, write_text
 from goodnet.record import RepairRecord, ScanRecord
 from goodnet.report.junit import render_junit
 from goodnet.report.sarif import render_sarif
