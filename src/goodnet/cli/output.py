@@ -17,6 +17,30 @@ from goodnet.report.curve import curve_csv, curve_svg
 from goodnet.report.figures import visible
 from goodnet.report.terminal import WIDTH
 
+_QUIET = "goodnet.quiet"
+
+
+def quiet_option() -> click.Option:
+    """-q, which every command takes; it needs no word of it."""
+    return click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember,
+                        help="Nothing on stderr but errors.")  # fmt: skip
+
+
+def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
+    context.meta[_QUIET] = context.meta.get(_QUIET, False) or value
+
+
+def quiet() -> bool:
+    """Whether the command that runs was told to say nothing but its answer."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
+
+
+def note(text: str) -> None:
+    """A line on stderr that is no error."""
+    if not quiet():
+        click.echo(text, err=True)
+
 
 def print_table(table: Table) -> None:
     """A table as wide as the terminal, without blanks at the ends of its lines."""

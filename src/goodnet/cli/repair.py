@@ -23,7 +23,7 @@ from goodnet.cli.options import (
     run_options,
     take_model_options,
 )
-from goodnet.cli.output import print_table, print_text, write_curve, write_page
+from goodnet.cli.output import note, print_table, print_text, write_curve, write_page
 from goodnet.cli.views import Views, view_options
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
@@ -187,7 +187,7 @@ def _guard(options: dict[str, Any]) -> Guard:
 
 def _remark(options: dict[str, Any]) -> Callable[[str], None]:
     """What says a line about how far things are: nothing under --json."""
-    return (lambda text: None) if options["as_json"] else (lambda text: click.echo(text, err=True))
+    return (lambda text: None) if options["as_json"] else note
 
 
 def _check_auto(options: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from goodnet.cli.options import (
     take_model_options,
     whole_numbers,
 )
-from goodnet.cli.output import write_page
+from goodnet.cli.output import note, quiet, write_page
 from goodnet.cli.views import Views, view_options
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
@@ -76,7 +76,7 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
     only_plan = options["only_plan"]
 
     def before() -> None:
-        if only_plan or not options["as_json"]:
+        if only_plan or not (options["as_json"] or quiet()):
             some = images.take(slice(0, _SOME)).tensor()
             planned = plan(method, classifier, options["labels"], images=some)
             _tell_plan(planned, alone=only_plan, as_json=options["as_json"])
@@ -146,7 +146,8 @@ def _tell_plan(planned: Plan, *, alone: bool, as_json: bool) -> None:
         return
     lines = [f"  {s.stage:<14}{s.labels:>7,} labels{s.passes:>12,} images through the net" for s in planned.stages]
     speed = f"{planned.images_per_second:,.0f} images a second in {planned.precision}"
-    click.echo("\n".join(["Plan:", *lines, f"  at most {_duration(planned.seconds)}, at {speed}"]), err=not alone)
+    text = "\n".join(["Plan:", *lines, f"  at most {_duration(planned.seconds)}, at {speed}"])
+    (click.echo if alone else note)(text)
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def _checkpoints(out: Path) -> int:
 
 
 def _remark(text: str) -> None:
-    click.echo(f"goodnet: {visible(text)}", err=True)
+    note(f"goodnet: {visible(text)}")
 
 
 def _duration(seconds: float) -> str:
