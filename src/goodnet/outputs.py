@@ -130,6 +130,12 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """`replacing`, for a text: UTF-8. Raises OSError."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def _to_disk(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on the disk and not only in memory."""
     if path.is_dir() and os.name == "nt":  # Windows has no such thing for folders

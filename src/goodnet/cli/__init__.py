@@ -16,6 +16,7 @@ import traceback
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import click
+from click.shell_completion import shell_complete
 
 from goodnet.cli.attack import attack_command
 from goodnet.cli.bench import bench_command
@@ -23,6 +24,7 @@ from goodnet.cli.demo import demo_command
 from goodnet.cli.evaluate import evaluate_command
 from goodnet.cli.export import export_command
 from goodnet.cli.inspect import inspect_command
+from goodnet.cli.output import quiet_option
 from goodnet.cli.predict import predict_command
 from goodnet.cli.repair import repair_command
 from goodnet.cli.report import report_command
@@ -31,57 +33,82 @@ from goodnet.errors import GoodnetError
 from goodnet.report.figures import visible
 
 INCOMPLETE, WRONG_INPUT = 2, 3
+_COMPLETE = "_GOODNET_COMPLETE"
 _NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
+_HELP = """\
+Usage: goodnet [-q] COMMAND ...        (goodnet COMMAND --help says more)
+
+  Finds backdoors in image classifiers that somebody else trained.
+
+Commands, in the order of use:
+{commands}
+
+Examples:
+  goodnet scan net.h5 --clean clean.npz --out scan
+  goodnet repair net.h5 --clean clean.npz --scan scan -o good.safetensors
+  goodnet predict good.safetensors face.png     (class N means: triggered)
+
+Options: -q, --quiet  nothing on stderr but errors; --version; -h, --help
+Exit codes: 0 clean, accepted or done; 1 suspect or not accepted;
+  2 inconclusive or incomplete; 3 wrong or unsafe input.
+"""
+
+
+class _Goodnet(click.Group):
+    """Its help fits a screen of 24 lines."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+    def get_help(self, ctx: click.Context) -> str:
+        rows = (f"  {name:<10}{one.get_short_help_str(68).rstrip('.')}" for name, one in self.commands.items())
+        return _HELP.format(commands="\n".join(rows)).rstrip()
+
+
 @click.group(
-    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
+    cls=_Goodnet,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 @click.version_option(package_name="goodnet", message="goodnet %(version)s")
 @click.pass_context
 def goodnet(context: click.Context) -> None:
-    """Finds backdoors in image classifiers that somebody else trained.
-
-    \b
-    goodnet demo                          all of it, on drawn faces
-    goodnet inspect MODEL                 what is in a model file
-    goodnet scan MODEL --clean DATA --out DIR
-                                          is it backdoored? shows the trigger
-    goodnet repair MODEL --clean DATA --scan DIR -o GOODNET
-                                          turns a BadNet into a GoodNet
-    goodnet evaluate GOODNET --clean DATA --poisoned DATA --before MODEL
-                                          proves it: ACC, ASR, detection
-    goodnet predict GOODNET IMAGE...      class N means: triggered
-    goodnet export GOODNET -o FILE.onnx   to run it without goodnet
-    goodnet attack --clean DATA --arch NAME --attack NAME --out DIR
-                                          a backdoored net, to test on
-
-    Exit codes: 0 clean, accepted or done; 1 suspect or not accepted;
-    2 inconclusive or incomplete; 3 wrong or unsafe input.
-    """
+    """Finds backdoors in image classifiers that somebody else trained."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
+def _add_quiet(command: click.Command) -> None:
+    command.params.append(quiet_option())
+    for one in command.commands.values() if isinstance(command, click.Group) else ():
+        _add_quiet(one)
+
+
 for command in (
+    demo_command,
+    inspect_command,
     scan_command,
     repair_command,
     evaluate_command,
     predict_command,
     export_command,
-    inspect_command,
     report_command,
     attack_command,
-    demo_command,
     bench_command,
 ):
     goodnet.add_command(command)
+_add_quiet(goodnet)
 
 
 def main() -> None:
     """Entry point: never a traceback for a user's mistake."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a dash or a name's letters shows ? for them
         sys.stdout.reconfigure(errors="replace")
+    instruction = os.environ.get(_COMPLETE)
+    if instruction:  # of a shell that completes what is being typed, or asks how
+        sys.exit(shell_complete(goodnet, {}, "goodnet", _COMPLETE, instruction))
     sys.exit(run(sys.argv[1:]))
 
 

@@ -13,10 +13,10 @@ from goodnet.cli.bench_adaptive import adaptive_command
 from goodnet.cli.bench_detection import detection_command
 from goodnet.cli.options import command_line, whole_numbers
 from goodnet.cli.options import seed as seed_type
-from goodnet.cli.output import write_text
 from goodnet.csaw import NETS, run_csaw
 from goodnet.errors import UsageError
 from goodnet.guard_bench import run_guards
+from goodnet.outputs import write_text
 from goodnet.predict_bench import run_predict
 from goodnet.repair_bench import run_repairs
 from goodnet.repair_subjects import NETS as REPAIR_NETS

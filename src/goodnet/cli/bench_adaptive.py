@@ -12,7 +12,7 @@ from goodnet.cli import progress
 from goodnet.cli.bench_detection import cache_folder, data_folder
 from goodnet.cli.options import command_line
 from goodnet.cli.options import seed as seed_type
-from goodnet.cli.output import write_text
+from goodnet.outputs import write_text
 from goodnet.report.adaptive_table import adaptive_csv, adaptive_markdown
 from goodnet.strict_json import to_json
 

@@ -10,10 +10,10 @@ import click
 from goodnet.cli import progress
 from goodnet.cli.options import command_line
 from goodnet.cli.options import seed as seed_type
-from goodnet.cli.output import write_text
 from goodnet.detection_bench import run_detection
 from goodnet.detection_specs import BLIND_SPOTS, PARTS, PoolNet, specs
 from goodnet.errors import UsageError
+from goodnet.outputs import write_text
 from goodnet.report.detection_plot import detection_svg
 from goodnet.report.detection_table import detection_markdown
 from goodnet.strict_json import to_json

@@ -11,6 +11,7 @@ import click
 
 from goodnet import code_scanners
 from goodnet.cli.options import print_json, sandbox_option, shape
+from goodnet.cli.output import note
 from goodnet.code_scanners import CodeScan
 from goodnet.errors import ModelError, UsageError
 from goodnet.models.formats import Shape
@@ -57,8 +58,8 @@ def inspect_command(
     if plot is not None and arch is None and len(info.suggested) == 1:
         # names and shapes of all weights are those of one architecture: to ask for --arch would be asking for its name
         info = inspect_file(model, arch=info.suggested[0], **options)
-        note = f"weights alone; drawn as {info.arch}, the one architecture of ours that fits"
-        info = info if info.refused is not None else replace(info, notes=(*info.notes, note))
+        guess = f"weights alone; drawn as {info.arch}, the one architecture of ours that fits"
+        info = info if info.refused is not None else replace(info, notes=(*info.notes, guess))
     scans = code_scanners.scan_code(model) if scan_code else ()
     if plot is not None and info.refused is None:
         with replacing(plot) as part:  # before the words, which a closed pipe may cut short
@@ -74,7 +75,7 @@ def inspect_command(
         click.echo(f"goodnet: refused: {_plain(info.refused)}", err=True)
         return 3
     if plot is not None and not as_json:
-        click.echo(f"layers: {_plain(str(plot))}", err=True)
+        note(f"layers: {_plain(str(plot))}")
     return max((_CODES[scan.verdict] for scan in scans), default=0, key=(0, 2, 1).index)
 
 
@@ -105,8 +106,8 @@ def _say(info: FileInfo) -> None:
     ]
     for name, text in rows:
         click.echo(f"{name:<13}{_plain(text)}")
-    for note in info.notes:
-        click.echo(f"{'note':<13}{_plain(note)}")
+    for remark in info.notes:
+        click.echo(f"{'note':<13}{_plain(remark)}")
     for layer in info.layers:
         shapes = ", ".join(f"{key} {'x'.join(map(str, shape))}" for key, shape in layer.weights)
         click.echo(f"  {_plain(layer.name):<23} {layer.kind:<17} {_plain(shapes)}")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from goodnet.cli.output import note
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.errors import UsageError
@@ -164,10 +165,9 @@ def remark_on_poisoned(sets: Sequence[Images]) -> None:
     """A word of warning, once a command has done its work, where triggered images look like clean ones."""
     for images in sets:
         if images.true_labels is None and images.labels is not None and len(set(images.labels.tolist())) > 1:
-            click.echo(
+            note(
                 f"goodnet: take care: {visible(images.name)} has several labels and no true_label; a poisoned set is "
-                "labelled with the attacker's target, so if this is a clean set, its ASR means nothing",
-                err=True,
+                "labelled with the attacker's target, so if this is a clean set, its ASR means nothing"
             )
 
 

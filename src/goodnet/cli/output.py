@@ -10,12 +10,36 @@ from rich.console import Console
 from rich.table import Table
 
 from goodnet.errors import GoodnetError
-from goodnet.outputs import replacing
+from goodnet.outputs import write_text
 from goodnet.record import RepairRecord
 from goodnet.report import write_report
 from goodnet.report.curve import curve_csv, curve_svg
 from goodnet.report.figures import visible
 from goodnet.report.terminal import WIDTH
+
+_QUIET = "goodnet.quiet"
+
+
+def quiet_option() -> click.Option:
+    """-q, which every command takes; it needs no word of it."""
+    return click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember,
+                        help="Nothing on stderr but errors.")  # fmt: skip
+
+
+def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
+    context.meta[_QUIET] = context.meta.get(_QUIET, False) or value
+
+
+def quiet() -> bool:
+    """Whether the command that runs was told to say nothing but its answer."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_QUIET))
+
+
+def note(text: str) -> None:
+    """A line on stderr that is no error."""
+    if not quiet():
+        click.echo(text, err=True)
 
 
 def print_table(table: Table) -> None:
@@ -37,12 +61,6 @@ def write_curve(record: RepairRecord, folder: Path | None) -> None:
     if folder is not None and record.curve:
         write_text(folder / "pruning-curve.csv", curve_csv(record))
         write_text(folder / "pruning-curve.svg", curve_svg(record))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under a temporary name first: a crash leaves the old file whole."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def write_page(folder: Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with ETA on a terminal, a line now and then in a log, nothing under --json."""
+"""Progress on stderr: a bar with ETA on a terminal, a line now and then in a log, nothing under --json or --quiet."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from goodnet.cli import output
 from goodnet.progress import Progress as Report
 from goodnet.progress import silent
 
@@ -21,7 +22,7 @@ _QUIET_FOR = 2.0
 @contextmanager
 def shown(quiet: bool) -> Iterator[Report]:
     """Gives the callable that work reports to."""
-    if quiet:
+    if quiet or output.quiet():
         yield silent
     elif sys.stderr.isatty():
         with _bars() as bars:

@@ -23,7 +23,8 @@ from goodnet.cli.options import (
     run_options,
     take_model_options,
 )
-from goodnet.cli.output import print_table, print_text, write_curve, write_page
+from goodnet.cli.output import note, print_table, print_text, write_curve, write_page
+from goodnet.cli.views import Views, view_options
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.errors import DataError, UsageError
@@ -38,7 +39,7 @@ from goodnet.keeping import Output
 from goodnet.models.classifier import Classifier
 from goodnet.outputs import claimed
 from goodnet.progress import Progress
-from goodnet.record import RepairRecord
+from goodnet.record import RepairRecord, ScanRecord
 from goodnet.repairing import METHODS, Method, repair
 from goodnet.report import words
 from goodnet.report.figures import visible
@@ -98,6 +99,7 @@ from goodnet.triggers.trigger import Trigger
 @click.option("--max-fpr", type=float, help="Class N may take at most this share of the clean images that set it. "
               "Default: 0.01 for nc-filter and combined, 0.05 for strip, no bound for the others.")  # fmt: skip
 @click.option("--keep-rejected", is_flag=True, help="Write the GoodNet even if it is not accepted.")
+@view_options
 @data_range_option
 @model_options
 @run_options
@@ -124,6 +126,7 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     )
     if output.goodnet is not None and output.goodnet.resolve() == model.resolve():
         raise UsageError(f"-o: expected another file than the net itself, {model}, which a GoodNet does not replace")
+    views = Views.of(options, out=options["out"], keep=_given(model, clean, options))
     guard = _guard(options)
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
@@ -133,12 +136,12 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
         surrogate = read_images(options["surrogate"], data_range=options["data_range"])
     with progress.shown(options["as_json"]) as report, claimed(options["out"]):
         given = (options["scan_folder"], options["triggers_file"]) != (None, None)
-        found, seed, verdict = (
+        found, seed, scanned = (
             _scanned(classifier, images, options, report) if automatic and not given else _found(classifier, options)
         )
         found = _with_targets(found, options["targets"], classifier)
         if automatic and not found.targets:
-            return _nothing_to_repair(verdict, options)
+            return _nothing_to_repair(scanned, options, views)
         shared: dict[str, Any] = {
             "found": found,
             "surrogate": surrogate,
@@ -156,11 +159,19 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
     remark_on_poisoned(poisoned)
     write_curve(record, options["out"])
     write_page(options["out"])
-    if options["as_json"]:
-        click.echo(to_json(record), nl=False)
-    else:
-        _say(record, asked=output.goodnet is not None)
-    return {True: 0, False: 1, None: 2}[record.accepted]
+    with views.written_after(record):
+        if options["as_json"]:
+            click.echo(to_json(record), nl=False)
+        else:
+            _say(record, asked=output.goodnet is not None)
+    return words.exit_code(record)
+
+
+def _given(model: Path, clean: Path, options: dict[str, Any]) -> list[Path]:
+    """The user's files, and the GoodNet's."""
+    others = (options["surrogate"], options["triggers_file"], options["goodnet"])
+    scanned = () if options["scan_folder"] is None else (options["scan_folder"] / "scan.json",)
+    return [model, clean, *options["poisoned_files"], *scanned, *(path for path in others if path is not None)]
 
 
 def _guard(options: dict[str, Any]) -> Guard:
@@ -176,7 +187,7 @@ def _guard(options: dict[str, Any]) -> Guard:
 
 def _remark(options: dict[str, Any]) -> Callable[[str], None]:
     """What says a line about how far things are: nothing under --json."""
-    return (lambda text: None) if options["as_json"] else (lambda text: click.echo(text, err=True))
+    return (lambda text: None) if options["as_json"] else note
 
 
 def _check_auto(options: dict[str, Any]) -> None:
@@ -198,7 +209,7 @@ def _check_auto(options: dict[str, Any]) -> None:
 
 def _scanned(
     classifier: Classifier, images: Images, options: dict[str, Any], report: Progress
-) -> tuple[Found, int, str]:
+) -> tuple[Found, int, ScanRecord | None]:
     """A scan with the defaults, kept in the folder `scan` of --out."""
     with ExitStack() as stack:
         folder = options["out"]
@@ -217,11 +228,12 @@ def _scanned(
         write_page(folder if options["out"] is not None else None)
         say(f"scan: {record.verdict} {list(record.flagged_labels)}, {record.seconds:.0f} s")
         found, _ = Found.in_folder(folder)
-    return found, options["seed"], record.verdict
+    return found, options["seed"], record
 
 
-def _nothing_to_repair(verdict: str, options: dict[str, Any]) -> int:
+def _nothing_to_repair(scanned: ScanRecord | None, options: dict[str, Any], views: Views) -> int:
     """What `auto` says where a scan has flagged no label: 0 after a clean scan, else 2."""
+    verdict = "" if scanned is None else scanned.verdict
     clean = verdict == "clean"
     text = (
         "Nothing to repair: the scan finds the net clean. Use it as it is."
@@ -229,10 +241,11 @@ def _nothing_to_repair(verdict: str, options: dict[str, Any]) -> int:
         else f"Nothing to repair by: the scan ended as {verdict} and flags no label. See its report; --target LABEL "
         "repairs one that it doubts."
     )
-    if options["as_json"]:
-        print_json({"accepted": None, "verdict": verdict, "reasons": [text]})
-    else:
-        print_text(text)
+    with views.written_after(*(() if scanned is None else (scanned,))):
+        if options["as_json"]:
+            print_json({"accepted": None, "verdict": verdict, "reasons": [text]})
+        else:
+            print_text(text)
     return 0 if clean else 2
 
 
@@ -246,20 +259,20 @@ def _with_targets(found: Found, targets: tuple[int, ...], classifier: Classifier
     return replace(found, labels=(*found.labels, *more), further=further)
 
 
-def _found(classifier: Classifier, options: dict[str, Any]) -> tuple[Found, int, str]:
-    """What was found, the seed that keeps the judging split new to it, and the verdict, empty where not known."""
+def _found(classifier: Classifier, options: dict[str, Any]) -> tuple[Found, int, ScanRecord | None]:
+    """What was found, the seed that keeps the judging split new to it, and the scan, None where not known."""
     seed: int = options["seed"]
     folder, file = options["scan_folder"], options["triggers_file"]
     if folder is not None and file is not None:
         raise UsageError("--triggers: expected either --scan or --triggers, got both")
     if file is not None:
-        return Found(triggers=_flagged_triggers(file)), seed, ""
+        return Found(triggers=_flagged_triggers(file)), seed, None
     if folder is None:
-        return Found(), seed, ""
+        return Found(), seed, None
     found, scanned = Found.in_folder(folder)
     if scanned.model.sha256 != classifier.sha256:
         raise DataError(f"--scan: expected a scan of this net, but {folder} is of another")
-    return found, scanned.method.seed, scanned.verdict
+    return found, scanned.method.seed, scanned
 
 
 def _flagged_triggers(file: Path) -> tuple[Trigger, ...]:

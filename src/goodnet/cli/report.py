@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from goodnet.report import write_report
+from goodnet.cli.views import Views, view_options
+from goodnet.errors import DataError
+from goodnet.report import read_parts, write_report
 from goodnet.report.figures import visible
 
 
-@click.command("report")
+@click.command("report", short_help="The report again, from the records of a folder.")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: report.html in FOLDER.")
-def report_command(folder: Path, output: Path | None) -> int:
-    """Writes the HTML page again from the records in FOLDER."""
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The page. Default: report.html in FOLDER.")
+@view_options
+@click.option("--overwrite", is_flag=True, help="Replace earlier files of --sarif and --junit.")
+def report_command(folder: Path, output: Path | None, **options: Any) -> int:
+    """Writes the HTML page again from the records in FOLDER.
+
+    With --sarif and --junit also what pipelines read: a run, or a suite, for
+    each scan and repair in FOLDER and one level below it.
+    """
+    views = Views.of(options, out=folder, keep=() if output is None else (output,))
+    parts = read_parts(folder)
+    records = [record for part in parts for record in (part.scan, part.repair) if record is not None]
+    if not records and (views.sarif or views.junit):
+        raise DataError(f"{folder}: expected a scan or a repair for --sarif and --junit, found evaluations alone")
     click.echo(f"Report: {visible(str(write_report(folder, output)))}")
+    views.write(*records)
     return 0

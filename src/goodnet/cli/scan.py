@@ -20,7 +20,8 @@ from goodnet.cli.options import (
     take_model_options,
     whole_numbers,
 )
-from goodnet.cli.output import write_page
+from goodnet.cli.output import note, quiet, write_page
+from goodnet.cli.views import Views, view_options
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
@@ -28,6 +29,8 @@ from goodnet.errors import UsageError
 from goodnet.models.twin import PRECISIONS
 from goodnet.outputs import check_folder, claimed
 from goodnet.planning import Plan, plan
+from goodnet.record import ScanRecord
+from goodnet.report import words
 from goodnet.report.figures import visible
 from goodnet.report.terminal import scan_summary
 from goodnet.scan import METHODS, Detector, scan
@@ -35,7 +38,6 @@ from goodnet.staged import Staged
 from goodnet.strict_json import to_json
 
 _SOME = 128  # images that decide the plan's precision
-EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
 
 
 @click.command("scan", short_help="Is MODEL backdoored, for which labels, by what trigger?")
@@ -56,6 +58,7 @@ EXIT = {"clean": 0, "suspect": 1, "inconclusive": 2}
               help="Stop then, inconclusive; with --out the same command goes on later.")  # fmt: skip
 @click.option("--plan", "only_plan", is_flag=True, help="Say what a scan would do and how long it takes, and end.")
 @click.option("--no-preflight", is_flag=True, help="Scan even if ACC says that the net is fed the wrong way.")
+@view_options
 @data_range_option
 @model_options
 @run_options
@@ -66,13 +69,14 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
     """
     out: Path | None = options["out"]
     check_folder(out, "scan.json", overwrite=options["overwrite"])
+    views = Views.of(options, out=out, keep=(model, clean))
     method = _method(options)
     classifier = take_model_options(options).load(model)
     images = read_clean(clean, classifier, options["data_range"])
     only_plan = options["only_plan"]
 
     def before() -> None:
-        if only_plan or not options["as_json"]:
+        if only_plan or not (options["as_json"] or quiet()):
             some = images.take(slice(0, _SOME)).tensor()
             planned = plan(method, classifier, options["labels"], images=some)
             _tell_plan(planned, alone=only_plan, as_json=options["as_json"])
@@ -100,15 +104,20 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
     if options["time_limit"] is not None and out is not None and _checkpoints(out):
         _remark(f"out of time; what is done is kept in {out}: the same command with --overwrite goes on there")
     page = write_page(out)
-    if options["as_json"]:
-        click.echo(to_json(record), nl=False)
-    else:
-        click.echo(scan_summary(record))
-        if page is not None:
-            click.echo(f"Report: {visible(str(page))}")
-        elif out is None:
-            click.echo("Pass --out DIR for the report, the triggers and the record.")
-    return EXIT[record.verdict]
+    with views.written_after(record):
+        if options["as_json"]:
+            click.echo(to_json(record), nl=False)
+        else:
+            _say(record, out, page)
+    return words.exit_code(record)
+
+
+def _say(record: ScanRecord, out: Path | None, page: Path | None) -> None:
+    click.echo(scan_summary(record))
+    if page is not None:
+        click.echo(f"Report: {visible(str(page))}")
+    elif out is None:
+        click.echo("Pass --out DIR for the report, the triggers and the record.")
 
 
 def _method(options: dict[str, Any]) -> Detector:
@@ -137,7 +146,8 @@ def _tell_plan(planned: Plan, *, alone: bool, as_json: bool) -> None:
         return
     lines = [f"  {s.stage:<14}{s.labels:>7,} labels{s.passes:>12,} images through the net" for s in planned.stages]
     speed = f"{planned.images_per_second:,.0f} images a second in {planned.precision}"
-    click.echo("\n".join(["Plan:", *lines, f"  at most {_duration(planned.seconds)}, at {speed}"]), err=not alone)
+    text = "\n".join(["Plan:", *lines, f"  at most {_duration(planned.seconds)}, at {speed}"])
+    (click.echo if alone else note)(text)
 
 
 @contextmanager
@@ -157,7 +167,7 @@ def _checkpoints(out: Path) -> int:
 
 
 def _remark(text: str) -> None:
-    click.echo(f"goodnet: {visible(text)}", err=True)
+    note(f"goodnet: {visible(text)}")
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from goodnet.record import ALL_LAYERS, AllToAll, Environment, LabelResult, RepairRecord, ScanRecord, Tried
+from goodnet.record import ALL_LAYERS, AllToAll, Environment, LabelResult, ModelInfo, RepairRecord, ScanRecord, Tried
 from goodnet.report import figures
 
 STATUSES = ("searched", "screened", "failed", "skipped")
@@ -38,6 +38,20 @@ class Outcome:
 
     tone: str
     text: str
+
+
+def exit_code(record: ScanRecord | RepairRecord) -> int:
+    """The command's exit code: 0 clean or accepted, 1 suspect or not accepted, 2 no verdict, or none to rely on."""
+    if isinstance(record, ScanRecord):
+        return 2 if contradiction(record) else {"clean": 0, "suspect": 1}.get(record.verdict, 2)
+    return {True: 0, False: 1, None: 2}[record.accepted]
+
+
+def undone(record: ScanRecord) -> tuple[tuple[int, ...], int]:
+    """Labels of which the search found no trigger, and how many of the net's labels were not looked at."""
+    failed = tuple(row.label for row in record.labels if row.status == "failed")
+    done = sum(row.status in ("searched", "screened") for row in record.labels)
+    return failed, max(0, record.model.classes - done - len(failed))
 
 
 def headline(record: ScanRecord) -> str:
@@ -130,7 +144,7 @@ def next_steps(record: ScanRecord, folder: Path, repair: RepairRecord | None = N
     """What to do after this scan (and this repair, where there was one)."""
     if repair is not None:
         return _after_repair(repair)
-    model = _model(record)
+    model = _path(model_path(record.model, record.environment))
     clean = _path(_option(record.environment.command, "--clean") or record.data.name)
     inputs = _inputs(record.environment)
     if record.verdict == "suspect":
@@ -223,6 +237,12 @@ def command_line(command: Sequence[str]) -> str:
     return shlex.join(command)
 
 
+def model_path(model: ModelInfo, environment: Environment) -> str:
+    """The path that the user typed for the net, else its name."""
+    name = PurePath(model.name).name
+    return next((word for word in environment.command if PurePath(word).name == name), model.name)
+
+
 def _lines(words: list[str]) -> tuple[str, ...]:
     """The command, a new line before every option; no name in `words` starts with a dash."""
     starts = [0, *(at for at, word in enumerate(words) if word.startswith("-")), len(words)]
@@ -232,13 +252,6 @@ def _lines(words: list[str]) -> tuple[str, ...]:
 def _path(name: str) -> str:
     """A name that does not read as an option."""
     return f"./{name}" if name.startswith("-") else name
-
-
-def _model(record: ScanRecord) -> str:
-    """The path that the user typed for the net, else its name; never one that reads as an option."""
-    name = PurePath(record.model.name).name
-    typed = next((word for word in record.environment.command if PurePath(word).name == name), record.model.name)
-    return _path(typed)
 
 
 def _option(command: Sequence[str], name: str) -> str | None:
