@@ -144,7 +144,11 @@ def decided(rows: Sequence[LabelResult], false_alarm_rate: float) -> tuple[Decis
         return decision, list(rows)
     scored = [
         row if row.mask_norm is None else replace(
-            row, score=float(t), p_value=float(p), mask_p_value=float(p), norm_ratio=row.mask_norm / decision.median_norm
+            row,
+            score=float(t),
+            p_value=float(p),
+            mask_p_value=float(p),
+            norm_ratio=row.mask_norm / decision.median_norm,
         )
         for row, t, p in zip(rows, tested.t, tested.p)
     ]  # fmt: skip
