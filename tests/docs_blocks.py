@@ -15,7 +15,7 @@ from goodnet.cli import goodnet
 ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(
     r"^(?:<!-- run(?P<how>[^>]*?) ?-->\n)?```(?P<kind>sh|console|python)\n(?P<body>.*?)^```$"
-    r"(?:\s+(?:[^\n`]+\n)*\n*```text\n(?P<printed>.*?)^```$)?",
+    r"(?:\s+(?:(?!```)[^\n]+\n)*\n*```text\n(?P<printed>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
 _INLINE = re.compile(r"`goodnet ([^`]+)`")

@@ -76,7 +76,7 @@ def test_a_wrong_command_is_found(line: str, said: str) -> None:
 
 
 def test_blocks_and_their_marks_are_found() -> None:
-    text = "a\n<!-- run: slow, exits 1 -->\n```sh\ngoodnet demo\n```\n\nprints:\n\n```text\nyes\n```\n"
+    text = "a\n<!-- run: slow, exits 1 -->\n```sh\ngoodnet demo\n```\n\nit `prints`:\n\n```text\nyes\n```\n"
     first, second = blocks_of(text + "```python\nx = 1\n```\n")
     assert (first.slow, first.exits, first.body, first.printed) == (True, 1, "goodnet demo\n", "yes\n")
     assert (second.how, second.kind, second.printed) == (None, "python", None)
@@ -200,4 +200,5 @@ def test_what_ends_or_prints_otherwise_is_found(tmp_path: Path) -> None:
     ):
         with pytest.raises(AssertionError):
             run_in_order(tmp_path, blocks_of(text))
+    assert all(block.printed for block in BLOCKS if "prints" in (block.how or ""))
     run_in_order(tmp_path, blocks_of("<!-- run: exits 1, prints -->\n```sh\necho a; false\n```\n```text\na\n```\n"))
