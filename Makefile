@@ -10,11 +10,11 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: help demo test test-slow check bench venv locked lock clean
+.PHONY: help demo test test-slow check bench docs venv locked lock clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-slow | check | bench | venv | locked | lock | clean   (see CONTRIBUTING.md)"
+	@echo "make demo | test | test-slow | check | bench | docs | venv | locked | lock | clean   (see CONTRIBUTING.md)"
 
 demo: .venv/.goodnet
 	$(BIN)/goodnet demo --out goodnet-demo --overwrite
@@ -35,6 +35,11 @@ check: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/goodnet bench scan
 
+# The documentation as a site, in site/; a warning fails it. Opens from the folder; search needs it served:
+# .venv/bin/mkdocs serve
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 venv: .venv/.dev
 
 # .venv with exactly the versions of requirements.lock, each checked by its hash. torch is pinned by its version alone: its
@@ -54,7 +59,7 @@ lock: .venv/.python
 
 # What was made and can be made again; `rm -rf .venv` to start over with the environment too.
 clean:
-	rm -rf goodnet-demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf goodnet-demo site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests bench -type d -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.python:
@@ -74,4 +79,8 @@ clean:
 
 .venv/.dev: .venv/.goodnet
 	$(PIP) --quiet -e ".[dev]"
+	@touch $@
+
+.venv/.docs: .venv/.goodnet
+	$(PIP) --quiet -e ".[docs]"
 	@touch $@

@@ -48,11 +48,12 @@ def locked() -> dict[str, list[tuple[str, int]]]:
 
 def test_every_dependency_has_a_licence_on_the_page() -> None:
     rows = table()
-    assert {"torch", "modelscan", "keras", "pytest"} <= names() <= set(rows)
+    assert {"torch", "modelscan", "keras", "mkdocs", "pytest"} <= names() <= set(rows)
     assert all(licence.strip() for _, licence, _ in rows.values())
-    for name in names("onnx", "keras", "scan-code", "dev"):
+    for name in names("onnx", "keras", "scan-code", "docs", "dev"):
         assert rows[name][2] == "core"
     assert rows["modelscan"][2] == "[scan-code]"
+    assert rows["mkdocs"][2] == "[docs]"
     silent = {name for name, (_, licence, _) in rows.items() if "not stated" in licence}
     assert not silent & names()
 
@@ -75,9 +76,9 @@ def test_the_page_says_what_the_packages_say() -> None:
 def test_every_dependency_is_locked_with_its_hashes() -> None:
     lock = locked()
     assert "torch" not in lock  # its hash hangs on the index; the Makefile pins its version
-    assert names("scan-code") - {"torch"} <= set(lock)
+    assert names("scan-code", "docs") - {"torch"} <= set(lock)
     assert all(hashes > 0 for versions in lock.values() for _, hashes in versions)
-    for lines in (lines for group, lines in groups().items() if group != "scan-code"):
+    for lines in (lines for group, lines in groups().items() if group not in ("scan-code", "docs")):
         for requirement in lines:
             for version, _ in lock.get(canonicalize_name(requirement.name), []):
                 assert requirement.specifier.contains(version), requirement

@@ -7,15 +7,23 @@ smallest of that pass) are searched whole, with controls drawn at random, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from threading import Lock
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from goodnet.errors import UsageError
+from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress
 from goodnet.record import AllToAll, Decision, LabelResult
 from goodnet.triggers.trigger import Trigger
+from goodnet.work import Work
+
+STATUSES = ("searched", "screened", "failed", "skipped")
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +41,83 @@ class Detection:
     reference: tuple[int, ...] = ()
     all_to_all: AllToAll | None = None
     all_to_all_trigger: Trigger | None = None
+
+
+class OwnDetector(Protocol):
+    """What `goodnet.scan.scan` takes as `method` beside goodnet's own.
+
+    A dataclass whose fields, each with a default, are its hyperparameters (the record holds them), and whose call is
+    the search. A clean verdict takes labels that were searched whole and a decision with a `threshold_norm`.
+
+    Attributes:
+        name: for the record and the report; not one of goodnet's own.
+        tested: what a clean verdict speaks for, a line each; the report lists it.
+        not_tested: its blind spots, a line each.
+    """
+
+    name: ClassVar[str]
+    tested: ClassVar[tuple[str, ...]]
+    not_tested: ClassVar[tuple[str, ...]]
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        fit: tuple[Tensor, Tensor],
+        held_out: tuple[Tensor, Tensor],
+        *,
+        seed: int,
+        labels: Sequence[int] | None,
+        progress: Progress,
+        work: Work,
+    ) -> Detection:
+        """Searches for a backdoor.
+
+        Args:
+            classifier: the net; not to be changed.
+            fit: images (N, C, H, W) in [0, 1] and their classes (N,), to fit triggers on.
+            held_out: the same, to measure ASR on, and for nothing else.
+            seed: all randomness comes from it.
+            labels: only these; None for all.
+            progress: to be told how far it is.
+            work: `check` raises OutOfTime once the user's time limit is over; the rows of labels that were not looked
+                at are then `skipped`. What `add` is given comes back by `done` when a killed scan is started again.
+
+        Returns:
+            A row for each label of `labels`, and the trigger of each that has a mask norm.
+        """
+        ...
+
+
+def check_own(method: OwnDetector, taken: Sequence[str]) -> None:
+    """Raises UsageError where somebody's own detector lacks what a record needs, or has one of the names `taken`."""
+    wanted = "expected a detector (a dataclass with defaults, name, tested, not_tested and a call)"
+    if not is_dataclass(method) or isinstance(method, type):
+        raise UsageError(f"method: {wanted}, got {method!r}")
+    lacks = [name for name in ("name", "tested", "not_tested", "__call__") if not hasattr(method, name)]
+    lacks += [f"a default of {f.name}" for f in fields(method) if f.default is MISSING and f.default_factory is MISSING]
+    if lacks:
+        raise UsageError(f"method: {wanted}, got {type(method).__name__} without {', '.join(lacks)}")
+    if method.name in taken:
+        raise UsageError(f"method: expected a name of its own, got {method.name!r}, which is one of goodnet's")
+
+
+def check_found(detection: Detection, labels: Sequence[int], name: str) -> None:
+    """Raises UsageError where a detector of somebody's own gives rows that a verdict must not be made from."""
+    got = [row.label for row in detection.labels]
+    if sorted(got) != sorted(set(labels)):
+        raise UsageError(f"{name}: expected one row for each of {len(set(labels))} labels, got {len(got)}: {got[:10]}")
+    for row in detection.labels:
+        if row.status not in STATUSES:
+            raise UsageError(f"{name}: label {row.label}: expected status {', '.join(STATUSES)}, got {row.status!r}")
+        odd = [f.name for f in fields(row) if not isinstance(getattr(row, f.name), _PLAIN)]
+        if odd:  # numpy's own numbers and booleans among them: the record is JSON
+            raise UsageError(
+                f"{name}: label {row.label}: expected Python's own numbers, got others in {', '.join(odd)}"
+            )
+        if row.status == "searched" and (row.mask_norm is None or row.label not in detection.triggers):
+            raise UsageError(f"{name}: label {row.label}: expected a mask norm and a trigger, as it was searched")
+    if detection.decision.threshold_norm is not None and not any(row.status == "searched" for row in detection.labels):
+        raise UsageError(f"{name}: expected a label that was searched whole beside a threshold_norm, got none")
 
 
 @dataclass(frozen=True, kw_only=True)

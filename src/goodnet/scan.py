@@ -14,7 +14,7 @@ from goodnet.data.images import Images
 from goodnet.data.splits import split
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.neural_cleanse import NeuralCleanse
-from goodnet.detection import Detection
+from goodnet.detection import Detection, OwnDetector, check_found, check_own
 from goodnet.errors import DataError, UsageError
 from goodnet.measure import answer, share
 from goodnet.models.classifier import Classifier
@@ -70,7 +70,7 @@ def scan(
     classifier: Classifier,
     images: Images,
     *,
-    method: Detector | None = None,
+    method: Detector | OwnDetector | None = None,
     seed: int = 0,
     labels: Sequence[int] | None = None,
     out: Path | None = None,
@@ -87,7 +87,8 @@ def scan(
     Args:
         classifier: the net; not changed. A GoodNet cannot be scanned, the nets inside it can.
         images: clean, with labels or without (then the net's own answers stand in for them).
-        method: the detector with its hyperparameters; `Staged()` by default.
+        method: the detector with its hyperparameters; `Staged()` by default. One of your own is asked for no more than
+            `goodnet.detection.OwnDetector` says.
         seed: of splits, starts and batches.
         labels: scan only these; the verdict is then never `clean`.
         out: folder for `scan.json`, `triggers.npz` and pictures; None writes nothing.
@@ -107,9 +108,10 @@ def scan(
     """
     started = time.perf_counter()
     method = method or Staged()
+    name = _name(method)
     if time_limit is not None and (isinstance(method, GangSweep) or not time_limit > 0):
         wanted = "a method that works label by label" if time_limit > 0 else "more than 0 seconds"
-        raise UsageError(f"time limit: expected {wanted}, got {METHODS[type(method)]} with {time_limit:g} s")
+        raise UsageError(f"time limit: expected {wanted}, got {name} with {time_limit:g} s")
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
@@ -121,7 +123,7 @@ def scan(
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
     if work.out_of_time:
         reasons = (*reasons, f"the time limit of {time_limit:g} s was over before the scan was whole")
-    tested, not_tested = _coverage(METHODS[type(method)], detection)
+    tested, not_tested = _coverage(method, detection)
     record = ScanRecord(
         verdict=verdict,
         flagged_labels=tuple(row.label for row in detection.labels if row.flagged),
@@ -130,7 +132,7 @@ def scan(
         forward_passes=detection.forward_passes,
         reasons=(*reasons, f"take care: {advice}") if advice else reasons,
         decision=detection.decision,
-        method=method_info(METHODS[type(method)], method, seed),
+        method=method_info(name, method, seed),
         model=model_info(classifier),
         data=data_info(images),
         n_fit=len(fit[0]),
@@ -165,8 +167,15 @@ def _write(record: ScanRecord, detection: Detection, out: Path) -> None:
             write_triggers(out / "triggers.npz", triggers, flagged=record.flagged_labels)
 
 
+def _name(method: Detector | OwnDetector) -> str:
+    if isinstance(method, Detector):
+        return METHODS[type(method)]
+    check_own(method, tuple(METHODS.values()))
+    return method.name
+
+
 def _detect(
-    method: Detector,
+    method: Detector | OwnDetector,
     classifier: Classifier,
     fit: tuple[torch.Tensor, torch.Tensor],
     held_out: tuple[torch.Tensor, torch.Tensor],
@@ -179,9 +188,12 @@ def _detect(
     if isinstance(method, GangSweep):  # one generator for all labels: nothing is done before all is
         return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
     try:
-        return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
+        found = method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
     finally:
         work.flush()
+    if not isinstance(method, Detector):
+        check_found(found, range(classifier.classes) if labels is None else labels, method.name)
+    return found
 
 
 def decide(detection: Detection, classes: int, *, whole: bool = True) -> tuple[str, tuple[str, ...]]:
@@ -297,12 +309,15 @@ def _why_all(found: AllToAll) -> str:
     )
 
 
-def _coverage(method: str, detection: Detection) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was tested, and what was not."""
-    tested, not_tested = TESTED[method], (*NOT_TESTED[method], *NOT_TESTED_BY_ANY)
+def _coverage(method: Detector | OwnDetector, detection: Detection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was tested, and what was not; a detector of somebody's own says it itself."""
+    if not isinstance(method, Detector):
+        return method.tested, method.not_tested
+    name = METHODS[type(method)]
+    tested, not_tested = TESTED[name], (*NOT_TESTED[name], *NOT_TESTED_BY_ANY)
     if detection.all_to_all is not None:
         return (*tested, f"whether there is {_ALL_TO_ALL}"), not_tested
-    why = ", which takes all labels and three clean images each of at least four classes" if method == "staged" else ""
+    why = ", which takes all labels and three clean images each of at least four classes" if name == "staged" else ""
     return tested, (*not_tested, _ALL_TO_ALL + why)
 
 

@@ -178,10 +178,13 @@ def plant_faces(
     Args:
         triggers: trigger name -> target label; None or empty for a clean net. A clean net's `poisoned` and `asr`
             have every trigger, with target 0: what a trigger does by itself, near 1 / identities.
-        identities, per_identity: people and training images of each.
+        identities: people.
+        per_identity: training images of each.
         test_per_identity: images of each to measure on, from another draw.
         share: of poisoned images added for each trigger.
-        epochs, lr, batch: see `train`.
+        epochs: see `train`.
+        lr: see `train`.
+        batch: see `train`.
         seed: of the draws, the poisoning, the initialisation and the training.
         progress: see `train`.
 

@@ -58,7 +58,8 @@ def load_classifier(
         arch: where the file holds weights alone: one of ours, or `FILE.py:CALLABLE`, the user's own code.
         classes: number of classes; needed only by user code that takes it, checked where given.
         input_range: `0..1` or `0..255`, what the net expects before `mean` and `std`.
-        mean, std: one number or one a channel, in the units of `input_range`.
+        mean: one number or one a channel, in the units of `input_range`.
+        std: as `mean`.
         input_shape: (C, H, W), where neither the file nor the architecture tells.
         device: where the net goes.
         sandbox: False reads the file in this process, faster by the second or two that another takes to start: for
