@@ -165,6 +165,8 @@ def test_hostile_names_stay_text() -> None:
     said = next(one["message"]["text"] for one in runs[0]["results"] if "all is well" in one["message"]["text"])
     assert "\\[all is well\\](http" in said
     assert "{{0}}" in said
+    assert said.isprintable()
+    assert "\ufffd" in said
     assert unquote(runs[0]["artifacts"][0]["location"]["uri"]) == HOSTILE
     xml = render_junit([scanned, parts["repair"], replace(scanned, seconds=float("nan"))])
     assert not [character for character in xml if character != "\n" and not character.isprintable()]
