@@ -178,6 +178,7 @@ def test_the_reference_shows_what_the_docstrings_say(site: Path) -> None:
     for page, said in (
         ("scan", "Scans a net for backdoors."),
         ("detectors", "What <code>goodnet.scan.scan</code> takes as <code>method</code> beside goodnet"),
+        ("detectors", "Searches for a backdoor."),
         ("inputs", "Reads a net from a file without running anything in it"),
     ):
         assert said in (site / "api" / f"{page}.html").read_text(encoding="utf-8")
