@@ -9,8 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does,
 # hundreds of tiny nets of our own: a second each for a process is too much; tests of the sandbox ask for it
 os.environ.setdefault("GOODNET_SANDBOX", "off")
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from cli_support import Shell
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +25,24 @@ def shared_data() -> Path:
     if not (root / "faces").is_dir():
         pytest.skip(f"real nets and images not found at {root}; set GOODNET_DATA to their folder")
     return root
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    """`goodnet` as a function of its arguments."""
+    from cli_support import Shell  # the command line is not for every test
+
+    return Shell(capsys)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """bad.pt, clean.pt and clean.npz, in the current folder."""
+    from cli_support import fill
+
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

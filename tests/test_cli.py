@@ -47,11 +47,6 @@ SHARE_KEYS = {"value", "low", "high", "n"}
 REPAIR_KEYS = {"format", "accepted", "method", "before", "after", "reasons"}
 
 
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bad.pt, clean.pt, clean.npz, and a scan of bad.pt in scanned."""

@@ -14,11 +14,6 @@ from cli_support import USER_CODE, Shell, block_net, files_in, save_net
 from goodnet.models.arch.wrn import WideResNet
 
 
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a net of each kind, and in it."""

@@ -27,26 +27,12 @@ from cli_support import (
     Shell,
     block_images,
     files_in,
-    fill,
     repair,
     save_images,
     save_net,
     scan,
     triggered,
 )
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """bad.pt, clean.pt and clean.npz, in the current folder."""
-    fill(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @contextmanager

@@ -15,11 +15,6 @@ from goodnet.record import RepairRecord, read_record
 from goodnet.triggers.files import read_triggers
 
 
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nets and images, a scan, and known poison that no repair below sees but for retrain."""

@@ -34,11 +34,6 @@ MISSING = {"category": "DEPENDENCY", "description": "please install\n tensorflow
 
 
 @pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
-@pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return save_net(tmp_path / "net.pt", block_net())

@@ -12,21 +12,9 @@ import numpy as np
 import pytest
 
 import goodnet.cli
-from cli_support import PRUNING, TARGET, Shell, block_images, fill, repair, save_images, scan, triggered
+from cli_support import PRUNING, TARGET, Shell, block_images, repair, save_images, scan, triggered
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    fill(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_the_help_is_one_screen_and_knows_every_command(shell: Shell) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli_support import PRUNING, Shell, block_net, files_in, fill, save_net
+from cli_support import PRUNING, Shell, block_net, files_in, save_net
 from goodnet.export import save_goodnet
 from goodnet.models.goodnet_make import goodnet_from
 from goodnet.models.load import load_classifier
@@ -44,18 +44,6 @@ ATTACK = (
     "attacked",
 )
 COMMANDS = {command[0]: command for command in (SCAN, REPAIR, EVALUATE, EXPORT, PLOT, ATTACK)}
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    fill(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @contextmanager

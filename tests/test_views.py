@@ -198,11 +198,6 @@ def test_junit_tells_failures_from_errors() -> None:
     assert [[type(one) for one in result] for result in results] == [[], [Failure], [Error]]
 
 
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bad.pt, clean.pt, clean.npz, and a scan of bad.pt, with its views, in scanned."""
