@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,11 @@ class Shell:
         code = run([str(argument) for argument in arguments])
         captured = self.capsys.readouterr()
         return Outcome(code=code, out=captured.out, err=captured.err)
+
+
+def hears_ctrl_c() -> None:
+    """For a new process: tests that were started in the background ignore SIGINT, and so would it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def block(k: int) -> tuple[slice, slice]:

@@ -27,6 +27,7 @@ from cli_support import (
     Shell,
     block_images,
     files_in,
+    hears_ctrl_c,
     repair,
     save_images,
     save_net,
@@ -93,7 +94,7 @@ def test_ctrl_c_stops_a_running_scan(place: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread, so that it takes seconds on any machine
     save_images(place / "clean.npz", data=block_images(300)[0])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, env=environment) as running:
+    with subprocess.Popen(command, **pipes, text=True, env=environment, preexec_fn=hears_ctrl_c) as running:
         assert running.stderr is not None
         first = next(line for line in running.stderr if line.startswith(("search: ", "margins: ")))
         running.send_signal(signal.SIGINT)

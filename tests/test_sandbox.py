@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cli_support import USER_CODE, Shell, block_net, files_in, save_net
+from cli_support import USER_CODE, Shell, block_net, files_in, hears_ctrl_c, save_net
 from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.export import save_goodnet
 from goodnet.models import sandbox
@@ -349,7 +349,8 @@ def test_no_child_is_left_behind(number: int, net: Path) -> None:
     script = f"import sys\nfrom goodnet.models import sandbox\nsandbox._START = {child!r}\n"
     script += "from goodnet.cli import run\nsys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "inspect", str(net)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=hears_ctrl_c) as running:
         while not pid_file.exists() or not pid_file.read_text().endswith("\n"):
             assert running.poll() is None
             time.sleep(0.05)
