@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -55,14 +54,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["scan", folder / "bad.pt", "--arch", "mlp", "--clean", folder / "clean.npz", "--out", folder / "scanned"]
     assert run([str(word) for word in command]) in (0, 1, 2)
     return folder
-
-
-@pytest.fixture
-def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the template, as the current folder."""
-    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_a_planted_shortcut_is_suspect_and_its_label_is_named(place: Path, shell: Shell) -> None:

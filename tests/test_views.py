@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,13 +206,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
                "--sarif", folder / "scanned/goodnet.sarif", "--junit", folder / "scanned/junit.xml"]  # fmt: skip
     assert run([str(word) for word in command]) == 1
     return folder
-
-
-@pytest.fixture
-def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_scan_and_report_write_the_same(place: Path, shell: Shell) -> None:

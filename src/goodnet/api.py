@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from goodnet.auto import auto
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
+from goodnet.detection import OwnDetector
 from goodnet.errors import DataError, UsageError
 from goodnet.evaluation import evaluate as _evaluate
 from goodnet.found import Found
@@ -36,7 +37,7 @@ def scan(
     net: Classifier,
     clean: Images | str | Path,
     *,
-    method: Detector | None = None,
+    method: Detector | OwnDetector | None = None,
     seed: int = 0,
     labels: Sequence[int] | None = None,
     time_limit: float | None = None,
@@ -48,7 +49,7 @@ def scan(
     Args:
         net: from `goodnet.load`; not changed.
         clean: clean images, or the HDF5, npz or folder that they are in.
-        method: the detector with its settings; `goodnet.staged.Staged()` by default.
+        method: the detector with its settings, or one of your own; `goodnet.staged.Staged()` by default.
         seed: of splits, starts and batches.
         labels: scan only these; the verdict is then never `clean`.
         time_limit: seconds after which the scan ends as inconclusive with what was found.

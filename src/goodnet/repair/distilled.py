@@ -144,9 +144,7 @@ class DistilledUnlearning:
             )
         beside = few_beside(labels, further, classifier.classes, self.further)
         job = _Training(self, classifier, fit, surrogate_fit, labels, beside, seed)
-        strong, masks = job.first(progress)
-        job.base = [*triggers, *(trigger for trigger in strong if trigger.target in labels), *masks]
-        job.beside = [trigger for trigger in strong if trigger.target not in labels]
+        strong = job.first(triggers, progress)
         limit = accuracy(classifier, choose) - _by_chance(self.max_accuracy_drop, len(choose[0])) - 1e-9
         best = LastWithin(job.repaired, choose, limit)
         for step in range(self.steps):
@@ -196,14 +194,18 @@ class _Training:
         share = np.full(len(self.images), 1 / len(self.images))
         share[: len(own)] += 0.25 / len(own)
         self.share = share / share.sum()
-        attacked = ~torch.isin(self.answers, torch.tensor([*labels, *further])).numpy()
+        attacked = self._answered_otherwise([*labels, *further])
         if further and not attacked.any():  # with two or three classes, nothing would be left to attack
-            self.further, attacked = (), ~torch.isin(self.answers, torch.tensor(list(labels))).numpy()
+            self.further, attacked = (), self._answered_otherwise(labels)
         self.attacked = self.share * attacked / (self.share * attacked).sum()
         self.temperature = method.temperature * height(classifier, self.images) / 60
 
-    def first(self, progress: Progress) -> tuple[list[Trigger], list[Trigger]]:
-        """Strong triggers of the BadNet, those of further labels among them, and small masks."""
+    def _answered_otherwise(self, labels: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """(N,) whether the BadNet gives none of these labels."""
+        return ~torch.isin(self.answers, torch.tensor(list(labels))).numpy()
+
+    def first(self, triggers: Sequence[Trigger], progress: Progress) -> list[Trigger]:
+        """Searches for what to train against beside `triggers`; the BadNet's strong ones, of further labels, too."""
         method, fast = self.method, twin(self.bad, self.images).classifier
         total = len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
         total += len(self.further) * method.further_search.passes
@@ -233,7 +235,9 @@ class _Training:
             )
             masks += [result.trigger for result in results if result.success]
         progress("triggers", total, total)
-        return strong, masks
+        self.base = [*triggers, *(trigger for trigger in strong if trigger.target in self.labels), *masks]
+        self.beside = [trigger for trigger in strong if trigger.target not in self.labels]
+        return strong
 
     def searched_again(self, step: int) -> list[Trigger]:
         """Strong triggers of the net as it is."""
