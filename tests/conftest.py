@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from browser import browser, chromium  # noqa: F401
+
 if TYPE_CHECKING:
     from cli_support import Shell
 
