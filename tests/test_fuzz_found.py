@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -380,3 +381,15 @@ def test_records_with_numbers_beyond_all_bounds(change: tuple[str, str], tmp_pat
 
 def test_records_nested_without_end(tmp_path: Path) -> None:
     refusal(read_record, saved(tmp_path / "scan.json", b"[" * 100_000), DataError)
+
+
+def test_zips_that_claim_to_lie_on_several_disks(tmp_path: Path) -> None:
+    """Whether such a file is a zip at all, zipfile answers with an error."""
+    for target, name, read, kind in (
+        ("torch", "mlp--plain.pt", lambda path: load_classifier(path, arch="mlp"), ModelError),
+        ("npz", "bytes.npz", read_images, DataError),
+    ):
+        content = whole(target, name, tmp_path)
+        at = content.rindex(b"PK\x05\x06")
+        locator = struct.pack("<4sLQL", b"PK\x06\x07", 7, 0, 9)
+        refusal(read, saved(tmp_path / name, content[:at] + locator + content[at:]), kind)

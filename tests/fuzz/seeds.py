@@ -7,9 +7,11 @@ A file's name begins with the architecture that it is read with, where it needs 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,43 @@ def _export(folder: Path) -> Files:
     return files
 
 
+def _hugging_face(folder: Path) -> Files:
+    """Folders, each as a zip."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers as hf
+
+    hf.utils.logging.disable_progress_bar()
+    sizes = {"num_labels": 3, "image_size": 8, "patch_size": 4}
+    vit = {**sizes, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    swin = {**sizes, "patch_size": 2, "embed_dim": 4, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+    stages = {"num_labels": 3, "hidden_sizes": [4, 8], "depths": [1, 1]}
+    nets = {
+        "vit": hf.ViTForImageClassification(hf.ViTConfig(**vit)),
+        "swin": hf.SwinForImageClassification(hf.SwinConfig(**swin)),
+        "resnet": hf.ResNetForImageClassification(hf.ResNetConfig(embedding_size=4, layer_type="basic", **stages)),
+        "convnext": hf.ConvNextForImageClassification(hf.ConvNextConfig(num_stages=2, image_size=32, **stages)),
+    }
+    files = {}
+    for name, net in nets.items():
+        place = folder / name
+        net.save_pretrained(place, max_shard_size="1KB" if name == "vit" else "5GB")
+        if name != "resnet":
+            prepared = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
+                        "image_std": [0.5] * 3, "size": {"height": 8, "width": 8}}  # fmt: skip
+            (place / "preprocessor_config.json").write_text(json.dumps(prepared))
+        if name == "convnext":
+            torch.save(net.state_dict(), place / "pytorch_model.bin")
+            (place / "model.safetensors").unlink()
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for file in sorted(place.iterdir()):
+                archive.writestr(file.name, file.read_bytes())
+                file.unlink()
+        place.rmdir()
+        files[f"{_ODD}{name}.zip"] = out.getvalue()
+    return files
+
+
 def _pixels(n: int = 4) -> Any:
     return np.random.default_rng(0).integers(0, 256, (n, 6, 5, 3)).astype(np.uint8)
 
@@ -353,6 +392,7 @@ MAKERS: dict[str, Callable[[Path], Files]] = {
     "goodnet": _goodnet,
     "onnx": _onnx,
     "export": _export,
+    "hugging-face": _hugging_face,
     "pictures": _pictures,
     "npz": _npz,
     "csaw": _csaw,

@@ -126,6 +126,13 @@ def safetensors(data: bytes, rng: Random, others: Others) -> bytes:
     return len(head).to_bytes(8, "little") + head + data[8 + size :]
 
 
+def tensors(data: bytes, rng: Random, others: Others) -> bytes:
+    """A file of weights, in whichever of the two formats."""
+    if data.startswith(b"PK"):
+        return zipped(pickled)(data, rng, others)
+    return rng.choice((safetensors, safetensors, damage))(data, rng, others)
+
+
 def protobuf(data: bytes, rng: Random, others: Others) -> bytes:
     """A message with one to three fields changed, at any depth; lengths are written anew. The schema is not known."""
     for _ in range(rng.choice((1, 1, 2, 3))):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +35,13 @@ class Target:
         read: takes a file's path and the architecture it is to be read with; raises what a user would see.
         mutators: one is drawn for each input; the more often it stands here, the more often.
         place: where the file lies below the folder of its own that it gets, `NAME` for that of the seed.
+        unpacked: the input is a zip of the folder that is read.
     """
 
     read: Callable[[Path, str | None], object]
     mutators: Sequence[Mutator]
     place: str = "NAME"
+    unpacked: bool = False
 
 
 def _model(path: Path, arch: str | None) -> None:
@@ -87,6 +91,11 @@ TARGETS: dict[str, Target] = {
     "goodnet": Target(read=_model, mutators=(structure.goodnet, structure.goodnet, structure.goodnet, damage)),
     "onnx": Target(read=_model, mutators=(structure.protobuf, structure.protobuf, structure.protobuf, damage)),
     "export": Target(read=_model, mutators=(structure.graphs, structure.graphs, _ZIPPED, damage)),
+    "hugging-face": Target(
+        read=_model,
+        mutators=(structure.zipped(structure.tensors), structure.zipped(structure.tensors), structure.zipped(damage)),
+        unpacked=True,
+    ),
     "pictures": Target(read=_folder, mutators=(structure.picture, damage), place="0/NAME"),
     "npz": Target(read=_images, mutators=(structure.zipped(structure.array, packed=True), damage)),
     "csaw": Target(read=_images, mutators=(structure.hdf5, damage)),
@@ -111,7 +120,8 @@ class Inputs:
         with warnings.catch_warnings():  # of zipfile and numpy, about what is being damaged
             warnings.simplefilter("ignore")
             data = rng.choice(TARGETS[self.target].mutators)(content, rng, self.all)
-        return name, damage(data, rng, self.all) if rng.random() < 0.04 else data
+        again = not TARGETS[self.target].unpacked and rng.random() < 0.04
+        return name, damage(data, rng, self.all) if again else data
 
 
 def put(target: str, folder: Path, name: str, content: bytes) -> Path:
@@ -119,7 +129,15 @@ def put(target: str, folder: Path, name: str, content: bytes) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     path = folder / TARGETS[target].place.replace("NAME", name)
     path.parent.mkdir(parents=True)
-    path.write_bytes(content)
+    if not TARGETS[target].unpacked:
+        path.write_bytes(content)
+        return path
+    path.mkdir()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for info in archive.infolist():
+            member = path / info.filename.replace("/", "_").replace("\0", "_")[:200]
+            if not member.is_dir():  # "." and ".."
+                member.write_bytes(archive.read(info))
     return path
 
 

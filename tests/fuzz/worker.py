@@ -211,7 +211,8 @@ def _keep(out: Path, target: str, index: int, what: str, path: Path) -> None:
     folder = out / "faults" / target / kind
     folder.mkdir(parents=True, exist_ok=True)
     if len(list(folder.iterdir())) < _KEPT:
-        shutil.copy(path, folder / f"{index}-{path.name}")
+        copy = shutil.copytree if path.is_dir() else shutil.copy
+    copy(path, folder / f"{index}-{path.name}")
     with (out / "faults.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"target": target, "index": index, "what": what}) + "\n")
 

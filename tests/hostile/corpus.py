@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from hostile import exports, hdf5_files, keras_files, onnx_files, pickles, pictures, tensors
+from hostile import exports, hdf5_files, hugging_face, keras_files, onnx_files, pickles, pictures, tensors
 from hostile.case import MLP, Case, state, writes
 from test_models_onnx import model, to_logits
 
@@ -92,6 +92,7 @@ CASES = [
     *tensors.CASES,
     *onnx_files.CASES,
     *exports.CASES,
+    *hugging_face.CASES,
     *pictures.CASES,
     *CUT,
 ]

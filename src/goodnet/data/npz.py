@@ -93,6 +93,14 @@ def _fill(buffer: memoryview, member: IO[bytes]) -> int:
     return got
 
 
+def is_zip(path: Path) -> bool:
+    """Whether its end is that of a zip; of a damaged one, too, which zipfile's own question ends in an error for."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 @contextmanager
 def open_npz(path: Path, *, max_bytes: int = MAX_BYTES) -> Iterator[NpzStore]:
     """Opens `path` for reading.

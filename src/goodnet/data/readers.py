@@ -7,7 +7,6 @@ taken. See columns.py for the layouts, ranges and labels that are accepted.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from goodnet.data.decode import decode, read_header
 from goodnet.data.folder import ENDINGS, read_bytes, read_folder
 from goodnet.data.hdf5 import open_hdf5
 from goodnet.data.images import Images
-from goodnet.data.npz import open_npz
+from goodnet.data.npz import is_zip, open_npz
 from goodnet.errors import DataError
 
 
@@ -105,7 +104,7 @@ def _opened(path: Path, max_bytes: int) -> Iterator[Store]:
     if _is_hdf5(path):
         with open_hdf5(path, max_bytes=max_bytes) as hdf5:
             yield hdf5
-    elif zipfile.is_zipfile(path):
+    elif is_zip(path):
         with open_npz(path, max_bytes=max_bytes) as npz:
             yield npz
     elif path.suffix.lower() in ENDINGS:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from goodnet.data.npz import is_zip
 from goodnet.errors import ModelError, UnsafeFileError
 from goodnet.models.formats import MAX_BYTES, one_line
 
@@ -35,7 +36,7 @@ def read_torch(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         UnsafeFileError: a whole pickled module, TorchScript, or sizes beyond bounds.
         ModelError: damaged, or no state dict in it.
     """
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         _check_archive(path)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
