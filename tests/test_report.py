@@ -44,10 +44,11 @@ def test_first_screen_says_verdict_evidence_consequence_and_next_step(tmp_path: 
     assert "Suspect" in text
     assert "Label 2 behaves like the target of a backdoor." in text
     assert "answered as class 2, whatever it shows" in text
-    for figure in ("2.1 × 10⁻⁹", "41.3 px", "0.125", "98.3 %", "label 2 stands out"):
+    for figure in ("1.1 × 10⁻⁸", "fewer than 1 in 1,000,000", "41.3 px", "0.125", "98.3 %", "label 2 stands out"):
         assert figure in text
     assert "--clean 'my data/clean.h5'" in text
-    assert text.index("What to do next") < text.index("Every label’s mask norm")
+    assert "Do not use this net as it is: repair it." in text
+    assert text.index("What to do next") < text.index("Every label against")
 
 
 @pytest.mark.parametrize(
@@ -153,8 +154,8 @@ def test_not_a_number_in_a_record_is_shown_as_missing(tmp_path: Path) -> None:
 def test_1283_labels_are_all_drawn_and_tabled_best_first(tmp_path: Path) -> None:
     record = scan(labels=many_labels())
     source = page(tmp_path, scan=record)
-    drawing = source[source.index('<svg class="plot" ') : source.index("</svg>", source.index('<svg class="plot" '))]
-    assert drawing.count("<title>") == 1283
+    drawings = re.findall(r'<svg class="plot" .*?</svg>', source)
+    assert [drawing.count("<title>") for drawing in drawings[:2]] == [1, 1283]  # of the first, flagged labels alone
     top, rest = re.findall(r'<table class="labels".*?</table>', source, re.DOTALL)
     assert top.count("<tr") == 1 + 20
     assert rest.count("<tr") == 1 + 1263

@@ -80,7 +80,8 @@ def test_steps_are_where_a_label_more_is_flagged() -> None:
     )
     alone = decided_over(of(further_rate=0.0), LOW, HIGH, most=50)
     assert [step.flagged for step in alone] == [(), (3,), (1, 3), (1, 3, 4)]
-    assert decided_over(of(further_rate=0.0), LOW, HIGH, most=1) == alone[:2]
+    assert decided_over(of(further_rate=0.0), LOW, HIGH, most=3) == alone
+    assert decided_over(of(further_rate=0.0), LOW, HIGH, most=2) == ()
 
 
 def test_small_masks_have_a_rate_of_their_own_that_does_not_move() -> None:

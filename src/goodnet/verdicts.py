@@ -101,13 +101,13 @@ def decided_over(record: ScanRecord, low: float, high: float, *, most: int) -> t
     """What each false-alarm rate in [low, high] decides: a step for each rate from which something else is decided.
 
     Flags change only where the rate reaches the p-value times labels of a label that `high` flags. The first step is
-    at `low`; at most `most` rates above it are looked at, the lowest.
+    at `low`. None at all where there are more than `most` such rates.
     """
     tests = len(record.labels)
     able = (row for row in _at(record, high).labels if row.flagged and row.p_value is not None)
     rates = sorted({row.p_value * tests for row in able if row.p_value is not None and low < row.p_value * tests})
     steps: list[Decided] = []
-    for rate in [low, *rates[:most]]:
+    for rate in [low, *rates] if len(rates) <= most else []:
         step = decided_at(record, rate)
         if not steps or (step.verdict, step.flagged) != (steps[-1].verdict, steps[-1].flagged):
             steps.append(step)
