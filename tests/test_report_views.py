@@ -200,6 +200,7 @@ def test_answers_stand_beside_each_other_before_and_after(tmp_path: Path) -> Non
         {"asr": dataclasses.replace(SHARE, value=7.0)},
         {"ra": dataclasses.replace(SHARE, value=0.9)},  # with ASR 95 %, more than there are
         {"detection": dataclasses.replace(SHARE, n=3)},
+        {"ra": dataclasses.replace(SHARE, value=0.0), "detection": dataclasses.replace(SHARE, value=0.0, n=50)},
         {"asr": dataclasses.replace(SHARE, n=0)},
         {"asr": dataclasses.replace(SHARE, n=-5)},
     ],

@@ -84,6 +84,11 @@ def test_steps_are_where_a_label_more_is_flagged() -> None:
     assert decided_over(of(further_rate=0.0), LOW, HIGH, most=2) == ()
 
 
+def test_a_step_just_above_the_lowest_rate_is_not_missed() -> None:
+    rows = tuple(replace(row, p_value=5e-7) if row.label == 3 else row for row in ROWS)
+    assert [step.rate for step in decided_over(of(rows), LOW, HIGH, most=50)] == pytest.approx([LOW, 5e-6, 0.4])
+
+
 def test_small_masks_have_a_rate_of_their_own_that_does_not_move() -> None:
     small = tuple(replace(row, mask_share=0.001) if row.label == 1 else row for row in ROWS)
     assert decided_over(of(small), LOW, HIGH, most=50)[0].flagged == (1, 3)
