@@ -19,10 +19,11 @@ from goodnet.record import AllToAll, Share, read_record
 from goodnet.report import words
 from goodnet.report.page import read_parts, render_report
 from goodnet.report.terminal import scan_summary
-from goodnet.scan import decide, scan
+from goodnet.scan import scan
 from goodnet.staged import Staged
 from goodnet.triggers.away import invert_away
 from goodnet.triggers.inversion import Schedule, Search
+from goodnet.verdicts import decide
 from nets import classifier_of, net_with
 
 QUICK = Staged(masks=NeuralCleanse(search=Schedule(steps=120, batch=16)))

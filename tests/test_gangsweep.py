@@ -17,8 +17,8 @@ from goodnet.detection import Detection
 from goodnet.errors import DataError, UsageError
 from goodnet.models.arch.deepid import DeepID
 from goodnet.models.classifier import Classifier, Recipe
-from goodnet.scan import decide
 from goodnet.triggers.generator import GeneratorSchedule
+from goodnet.verdicts import decide
 from nets import classifier_of, linear
 from test_generator import images, shortcut
 

@@ -9,9 +9,10 @@ from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Detection
 from goodnet.errors import UsageError
 from goodnet.record import Decision, LabelResult, ScanRecord, read_record
-from goodnet.scan import decide, scan
+from goodnet.scan import scan
 from goodnet.triggers.files import read_triggers
 from goodnet.triggers.inversion import Schedule
+from goodnet.verdicts import decide
 from nets import clean_images, net_with
 
 QUICK = NeuralCleanse(search=Schedule(steps=150, batch=16))

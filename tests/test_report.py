@@ -44,10 +44,11 @@ def test_first_screen_says_verdict_evidence_consequence_and_next_step(tmp_path: 
     assert "Suspect" in text
     assert "Label 2 behaves like the target of a backdoor." in text
     assert "answered as class 2, whatever it shows" in text
-    for figure in ("2.1 × 10⁻⁹", "41.3 px", "0.125", "98.3 %", "label 2 stands out"):
+    for figure in ("1.1 × 10⁻⁸", "fewer than 1 in 1,000,000", "41.3 px", "0.125", "98.3 %", "label 2 stands out"):
         assert figure in text
     assert "--clean 'my data/clean.h5'" in text
-    assert text.index("What to do next") < text.index("Every label’s mask norm")
+    assert "Do not use this net as it is: repair it." in text
+    assert text.index("What to do next") < text.index("Every label against")
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,9 @@ def test_links_inside_the_page_lead_somewhere_and_ids_are_unique(tmp_path: Path)
     tags = Reader(render_report([part, part])).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    wanted = [a[key] for _, a in tags for key in ("href", "aria-labelledby") if key in a]
+    wanted = " ".join(a[key] or "" for _, a in tags for key in ("href", "aria-labelledby") if key in a).split()
     assert wanted
-    assert {(name or "").removeprefix("#") for name in wanted} <= set(ids)
+    assert {name.removeprefix("#") for name in wanted} <= set(ids)
 
 
 def test_pictures_are_embedded_with_answers_and_alternative_text(tmp_path: Path) -> None:
@@ -153,8 +154,8 @@ def test_not_a_number_in_a_record_is_shown_as_missing(tmp_path: Path) -> None:
 def test_1283_labels_are_all_drawn_and_tabled_best_first(tmp_path: Path) -> None:
     record = scan(labels=many_labels())
     source = page(tmp_path, scan=record)
-    drawing = source[source.index('<svg class="plot" ') : source.index("</svg>", source.index('<svg class="plot" '))]
-    assert drawing.count("<title>") == 1283
+    drawings = re.findall(r'<svg class="plot" .*?</svg>', source)
+    assert [drawing.count("<title>") for drawing in drawings[:2]] == [1, 1283]  # of the first, flagged labels alone
     top, rest = re.findall(r'<table class="labels".*?</table>', source, re.DOTALL)
     assert top.count("<tr") == 1 + 20
     assert rest.count("<tr") == 1 + 1263
@@ -231,7 +232,7 @@ def test_write_report_reads_the_folder_and_one_level_below(tmp_path: Path) -> No
     strict_json.write_record(repair(), tmp_path / "repair.json")
     out = write_report(tmp_path)
     assert out == tmp_path / "report.html"
-    titles = re.findall(r'<p class="eyebrow"><b>(.*?)</b>', out.read_text(encoding="utf-8"))
+    titles = re.findall(r'<p class="eyebrow" id=".*?"><b>(.*?)</b>', out.read_text(encoding="utf-8"))
     assert titles == [tmp_path.name, "b-bad", "a-clean"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-clean", "b-bad", "repair.json", "report.html"]
     assert write_report(tmp_path, tmp_path / "other.html").read_text() == out.read_text()

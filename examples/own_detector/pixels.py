@@ -24,6 +24,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress
 from goodnet.record import Decision, LabelResult
 from goodnet.triggers.trigger import Trigger
+from goodnet.verdicts import flag
 from goodnet.work import OutOfTime, Work
 
 
@@ -152,4 +153,4 @@ def decided(rows: Sequence[LabelResult], false_alarm_rate: float) -> tuple[Decis
         )
         for row, t, p in zip(rows, tested.t, tested.p)
     ]  # fmt: skip
-    return decision, [replace(row, flagged=decision.flags(row, len(rows))) for row in scored]
+    return decision, flag(scored, decision)

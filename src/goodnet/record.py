@@ -236,7 +236,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class ScanRecord:
-    """All of a scan (`scan.json`); `all_to_all` is null where that was not tested."""
+    """All of a scan (`scan.json`); `all_to_all` is null where that was not tested, `whole` false where time ran out."""
 
     verdict: str
     flagged_labels: tuple[int, ...]
@@ -256,6 +256,7 @@ class ScanRecord:
     examples: tuple[Example, ...]
     environment: Environment
     all_to_all: AllToAll | None = None
+    whole: bool = True
     format: str = "goodnet.scan/1"
 
 

@@ -21,11 +21,12 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
-from goodnet.record import AllToAll, Example, LabelResult, ScanRecord, Share
+from goodnet.record import Example, LabelResult, ScanRecord, Share
 from goodnet.staged import Staged
 from goodnet.strict_json import writing_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
 from goodnet.triggers.trigger import Trigger
+from goodnet.verdicts import decide, strongest
 from goodnet.work import Work
 
 # More images do not sharpen a search whose steps see 16 each; ASR on 128 is known to +-4 points at 95 %.
@@ -143,6 +144,7 @@ def scan(
         examples=_examples(classifier, detection, held_out, out),
         environment=environment(classifier, command),
         all_to_all=detection.all_to_all,
+        whole=not work.out_of_time,
     )
     if out is not None:
         _write(record, detection, out)
@@ -159,7 +161,7 @@ def _work(out: Path | None, sha256: str, time_limit: float | None, say: Callable
 
 
 def _write(record: ScanRecord, detection: Detection, out: Path) -> None:
-    kept = [row.label for row in _strongest(detection.labels)[:_SAVED_TRIGGERS]]
+    kept = [row.label for row in strongest(detection.labels)[:_SAVED_TRIGGERS]]
     triggers = [detection.triggers[label] for label in kept]
     with writing_record(record, out / "scan.json"):  # which takes its name last, and fails before anything is replaced
         if triggers:  # none where time ran out before the first was whole
@@ -194,35 +196,6 @@ def _detect(
     if not isinstance(method, Detector):
         check_found(found, range(classifier.classes) if labels is None else labels, method.name)
     return found
-
-
-def decide(detection: Detection, classes: int, *, whole: bool = True) -> tuple[str, tuple[str, ...]]:
-    """Verdict and its reasons. Anything skipped, failed or cut short (not `whole`) can never end in `clean`."""
-    flagged = [row for row in detection.labels if row.flagged]
-    mapping = detection.all_to_all
-    if flagged or (mapping is not None and mapping.flagged):
-        every = () if mapping is None or not mapping.flagged else (_why_all(mapping),)
-        return "suspect", (*every, *(_why(row, detection) for row in flagged))
-    failed = sum(row.status == "failed" for row in detection.labels)
-    missing = classes - sum(row.status in ("searched", "screened") for row in detection.labels) - failed
-    tests = len(detection.labels)
-    reasons = [
-        f"not enough to flag, too much to call the net clean: {_why(row, detection)}"
-        for row in detection.labels
-        if row.status == "searched" and detection.decision.is_doubtful(row, tests)
-    ]
-    if mapping is not None and mapping.doubtful:
-        reasons.append(f"not enough to flag, too much to call the net clean: {_why_all(mapping)}")
-    if failed:
-        reasons.append(f"for {failed} of {classes} labels the search found no trigger at all: it may be too short")
-    if missing:
-        reasons.append(f"{missing} of {classes} labels were not scanned")
-    if detection.decision.threshold_norm is None:
-        reasons.append("too few labels to tell what an innocent one looks like; at least 4 are needed")
-    if reasons or not whole:
-        return "inconclusive", tuple(reasons)
-    best = _strongest(detection.labels)[0]
-    return "clean", (f"no label stands out; the strongest is {_why(best, detection)}",)
 
 
 def _check(classifier: Classifier, images: Images, labels: Sequence[int] | None) -> None:
@@ -270,43 +243,11 @@ def _images_for(
     return result[0], result[1]
 
 
-def _strongest(rows: Sequence[LabelResult]) -> list[LabelResult]:
-    """Labels that were searched whole, the most suspicious first; failed ones are not among them."""
-    searched = [row for row in rows if row.status == "searched" and row.mask_norm is not None]
-    return sorted(searched, key=lambda row: (not row.flagged, row.mask_norm))
-
-
 def _shown(rows: Sequence[LabelResult]) -> list[int]:
     """Labels whose triggers are drawn: the flagged ones, or the strongest one where none is."""
-    strongest = _strongest(rows)
-    flagged = [row.label for row in strongest if row.flagged][:_DRAWN_LABELS]
-    return flagged or [row.label for row in strongest[:1]]
-
-
-def _why(row: LabelResult, detection: Detection) -> str:
-    def number(value: float | None, form: str) -> str:
-        return "unknown" if value is None else format(value, form)
-
-    tests = len(detection.labels)
-    corrected = None if row.p_value is None else min(1.0, row.p_value * tests)
-    margin = "" if row.margin_ratio is None else f"; its margin is {row.margin_ratio:.2f} times the median"
-    return (
-        f"label {row.label}: its trigger covers {number(row.mask_norm, '.1f')} pixels, "
-        f"{number(row.norm_ratio, '.0%')} of the median of {detection.decision.compared} labels, and works on "
-        f"{number(row.held_out_asr, '.0%')} of the held-out images{margin} "
-        f"(p = {number(corrected, '.2g')} after correction for {tests} labels)"
-    )
-
-
-def _why_all(found: AllToAll) -> str:
-    ratio = "" if found.norm_ratio is None else f", {found.norm_ratio:.0%} of a single label's median,"
-    works = (
-        "" if found.flipped is None else f" and changes the answer to {found.flipped.value:.0%} of the held-out images"
-    )
-    return (
-        f"one trigger of {found.mask_norm:.1f} pixels{ratio} leads {len(found.led)} of {found.judged} classes to "
-        f"{found.targets} other labels{works}"
-    )
+    searched = strongest(rows)
+    flagged = [row.label for row in searched if row.flagged][:_DRAWN_LABELS]
+    return flagged or [row.label for row in searched[:1]]
 
 
 def _coverage(method: Detector | OwnDetector, detection: Detection) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -41,6 +41,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.triggers.trigger import Trigger
+from goodnet.verdicts import flag
 from goodnet.work import Work
 
 # Of the sum of three deviations of scale 1, correlated as innocent labels' are (docs/design/decision.md).
@@ -132,10 +133,8 @@ class Staged:
         again = self._confirm(rows, decision, searches, two_passes=two_passes)
         rows = _with_margins([again.rows.get(row.label, row) for row in rows], set(again.rows))
         rows = joined(rows, reference, often, two_passes=two_passes, only=set(again.rows))
-        suspect = any(decision.flags(row, len(wanted)) for row in rows)
-        rows = [replace(row, flagged=decision.flags(row, len(wanted), beside_another=suspect)) for row in rows]
         return Detection(
-            labels=tuple(rows),
+            labels=tuple(flag(rows, decision)),
             triggers={**late.triggers, **again.triggers},
             decision=decision,
             forward_passes=early.forward_passes + late.forward_passes + searches.passes + again.passes,

@@ -49,6 +49,7 @@ from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.triggers.generator import GeneratedTriggers, GeneratorSchedule, train_generator
 from goodnet.triggers.threads import in_threads
+from goodnet.verdicts import flag
 
 # How logarithms of innocent labels' norms (and sizes), and of shift distances, scatter in a net of which nothing is
 # known yet: set by hand from clean nets of our own, whose scatter docs/methods/gangsweep.md gives.
@@ -124,9 +125,8 @@ class GangSweep:
         if screened is not None:
             rows = both_passes(rows, _scored(screened, np.ones(len(screened), dtype=np.bool_)))
         decision = self._decision(rows[: len(some)], reference, len(wanted), two_passes=screened is not None)
-        rows = [replace(row, flagged=decision.flags(row, len(wanted))) for row in rows]
         return Detection(
-            labels=tuple(sorted(rows, key=lambda row: row.label)),
+            labels=tuple(sorted(flag(rows, decision), key=lambda row: row.label)),
             triggers={label: generated.trigger(label) for label in some},
             decision=decision,
             forward_passes=run.passes,
@@ -167,7 +167,8 @@ class GangSweep:
             min_held_out_asr=self.min_held_out_asr,
             # a generated mask is innocently tiny more often than a fixed one: no evidence of its own
             small_mask_share=0.0,
-            small_mask_rate=self.false_alarm_rate,
+            small_mask_rate=0.0,
+            further_rate=0.0,
             # it ranks known targets first without flagging them: no net is cleared in which a label is so small
             doubt_rate=float(tests),
         )

@@ -32,6 +32,7 @@ from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.triggers.margin import MarginSchedule, margins
+from goodnet.verdicts import flag
 from goodnet.work import OutOfTime, Work
 
 # How the cube roots of innocent labels' margins, over that of their median, scatter in a net of which nothing is known
@@ -96,9 +97,11 @@ class MaxMargin:
             threshold_norm=None,
             min_margin_ratio=self.min_margin_ratio,
         )
-        rows = [replace(row, flagged=decision.flags(row, len(wanted))) for row in rows]
         return Detection(
-            labels=tuple(rows), triggers={}, decision=decision, forward_passes=len(found) * self.climb.passes
+            labels=tuple(flag(rows, decision)),
+            triggers={},
+            decision=decision,
+            forward_passes=len(found) * self.climb.passes,
         )
 
     def climbed(

@@ -44,6 +44,7 @@ from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.triggers.inversion import Inverted, Schedule, invert, success_rates
 from goodnet.triggers.trigger import Trigger
+from goodnet.verdicts import flag
 from goodnet.work import OutOfTime, Result, Work
 
 # How the log mask norms of innocent labels scatter in a net of which nothing is known yet: measured on clean nets of
@@ -131,10 +132,8 @@ class NeuralCleanse:
             rows = both_passes(rows, scored(first, np.ones(len(first), dtype=np.bool_)))
         rows = [replace(row, mask_p_value=row.p_value) for row in rows]
         decision = self.decision(rows, reference[whole], len(wanted), looks=1 if first is None else 2)
-        suspect = any(decision.flags(row, len(wanted)) for row in rows)
-        rows = [replace(row, flagged=decision.flags(row, len(wanted), beside_another=suspect)) for row in rows]
         return Detection(
-            labels=tuple(sorted(rows, key=lambda row: row.label)),
+            labels=tuple(sorted(flag(rows, decision), key=lambda row: row.label)),
             triggers={label: result.trigger for label, result in searched.items() if result.trigger is not None},
             decision=decision,
             forward_passes=found.passes,

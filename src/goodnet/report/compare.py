@@ -6,6 +6,7 @@ What is null in the record gets a dash and a note that says why; DER stands in t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from goodnet.record import EvaluateRecord, Measured, Poisoned, RepairRecord, Share
@@ -46,8 +47,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Net:
-    """A column. `refuses` is null where the record does not say whether the net has a class N."""
+class Net:
+    """A column; `sets` by name and occurrence. `refuses` is null where the record is silent on a class N."""
 
     column: str
     measured: Measured
@@ -71,21 +72,38 @@ class _Notes:
 
 def compare_repair(record: RepairRecord) -> Comparison:
     """The nets before and after a repair, on its judging split."""
-    before = _net("before", record.before, record.model.refuses)
-    return _compare([before, _net("after", record.after, None)], record.data.labelled)
+    return _compare(repair_nets(record), record.data.labelled)
 
 
 def compare_evaluate(record: EvaluateRecord) -> Comparison:
     """The evaluated net, beside the net before where one was given."""
+    return _compare(evaluate_nets(record), record.data.labelled)
+
+
+def repair_nets(record: RepairRecord) -> list[Net]:
+    """Before and after."""
+    return [_net("before", record.before, record.model.refuses), _net("after", record.after, None)]
+
+
+def evaluate_nets(record: EvaluateRecord) -> list[Net]:
+    """The net, called `figure`, or before and after."""
     measured = Measured(acc=record.acc, fpr=record.fpr, poisoned=record.poisoned)
-    nets = [_net("after" if record.before else "figure", measured, record.model.refuses)]
-    if record.before is not None:
-        refuses = record.before_model.refuses if record.before_model else None
-        nets.insert(0, _net("before", record.before, refuses))
-    return _compare(nets, record.data.labelled)
+    if record.before is None:
+        return [_net("figure", measured, record.model.refuses)]
+    refuses = record.before_model.refuses if record.before_model else None
+    return [_net("before", record.before, refuses), _net("after", measured, record.model.refuses)]
 
 
-def _compare(nets: list[_Net], labelled: bool) -> Comparison:
+def set_titles(nets: Sequence[Net]) -> dict[tuple[str, int], str]:
+    """The poisoned sets of all nets in the order of the last one's, by name and occurrence, with their titles."""
+    titles: dict[tuple[str, int], str] = {}
+    for net in reversed(nets):
+        for key, one in net.sets.items():
+            titles.setdefault(key, key[0] if one.target is None else f"{key[0]} → class {one.target}")
+    return titles
+
+
+def _compare(nets: list[Net], labelled: bool) -> Comparison:
     notes = _Notes()
     acc_note = "The record holds no ACC." if labelled else "ACC needs labels, and these images came without."
     rows = (
@@ -96,25 +114,22 @@ def _compare(nets: list[_Net], labelled: bool) -> Comparison:
         ),
     )
     groups = [Group(title="Clean images", rows=rows)]
-    keys = dict.fromkeys(key for net in reversed(nets) for key in net.sets)
-    groups += [_poisoned_group(nets, key, notes) for key in keys]
+    groups += [_poisoned_group(nets, key, title, notes) for key, title in set_titles(nets).items()]
     return Comparison(columns=tuple(net.column for net in nets), groups=tuple(groups), notes=tuple(notes.texts))
 
 
-def _net(column: str, measured: Measured, refuses: bool | None) -> _Net:
+def _net(column: str, measured: Measured, refuses: bool | None) -> Net:
     """A column; its poisoned sets by (name, occurrence), so that two files of one name stay two sets."""
     sets: dict[tuple[str, int], Poisoned] = {}
     seen: Counter[str] = Counter()
     for poisoned in measured.poisoned:
         sets[poisoned.name, seen[poisoned.name]] = poisoned
         seen[poisoned.name] += 1
-    return _Net(column=column, measured=measured, sets=sets, refuses=refuses)
+    return Net(column=column, measured=measured, sets=sets, refuses=refuses)
 
 
-def _poisoned_group(nets: list[_Net], key: tuple[str, int], notes: _Notes) -> Group:
+def _poisoned_group(nets: list[Net], key: tuple[str, int], title: str, notes: _Notes) -> Group:
     sets = [net.sets.get(key) for net in nets]
-    target = next((one.target for one in sets if one is not None), None)
-    title = key[0] if target is None else f"{key[0]} → class {target}"
     rows = [
         Row(
             name=name,
@@ -125,7 +140,7 @@ def _poisoned_group(nets: list[_Net], key: tuple[str, int], notes: _Notes) -> Gr
     return Group(title=title, rows=tuple(rows))
 
 
-def _cell(net: _Net, poisoned: Poisoned | None, name: str, notes: _Notes, *, last: bool) -> Cell:
+def _cell(net: Net, poisoned: Poisoned | None, name: str, notes: _Notes, *, last: bool) -> Cell:
     if name == "DER":
         return notes.cell(figures.percent(poisoned.der if poisoned else None), _der_note(net, last))
     if poisoned is None:
@@ -139,13 +154,13 @@ def _cell(net: _Net, poisoned: Poisoned | None, name: str, notes: _Notes, *, las
     return notes.cell(figures.share(value), reason)
 
 
-def _refusal_note(net: _Net, figure: str) -> str:
+def _refusal_note(net: Net, figure: str) -> str:
     return (
         "This net has no class N, so it refuses nothing." if net.refuses is False else f"The record holds no {figure}."
     )
 
 
-def _der_note(net: _Net, last: bool) -> str:
+def _der_note(net: Net, last: bool) -> str:
     if net.column == "figure":
         return "DER compares with the net before, and none was given."
     return "DER needs ACC and ASR of both nets." if last else "DER compares both nets; it stands under “after”."

@@ -68,13 +68,30 @@ def p_value(value: float | None) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
+def chance(value: float | None) -> str:
+    """A p-value times the number of labels: as `p_value` below 1, as `number` from there on."""
+    return number(value) if value is not None and exists(value) and value >= 1 else p_value(value)
+
+
+def one_in(rate: float) -> str:
+    """0.01 -> `1 in 100`, 4.8e-06 -> `1 in 210,000`, 0.4 -> `1 in 2.5`; two digits, at most `1 in 10⁹` and so on."""
+    if not exists(rate) or rate <= 0:
+        return DASH
+    times = 1 / rate
+    if times < 10:
+        return f"1 in {times:.2g}"
+    digits = 10 ** (math.floor(math.log10(times)) - 1)
+    return f"1 in {round(times / digits) * digits:,}" if times < 1e9 else f"1 in {typeset(f'{times:.0e}')}"
+
+
 def typeset(text: str) -> str:
-    """`2.1e-09` -> `2.1 × 10⁻⁹`, anything else as it is."""
+    """`2.1e-09` -> `2.1 × 10⁻⁹`, `< 1e-300` -> `< 10⁻³⁰⁰`, anything else as it is."""
     mantissa, e, exponent = text.partition("e")
     if not e or not exponent.lstrip("+-").isdigit():
         return text
     power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
-    return f"{mantissa[:-1]}{power}" if mantissa.endswith(" 1") else f"{mantissa} × {power}"
+    head, _, last = mantissa.rpartition(" ")
+    return f"{head} {power}".lstrip() if last == "1" else f"{mantissa} × {power}"
 
 
 def duration(seconds: float) -> str:

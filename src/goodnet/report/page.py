@@ -17,13 +17,16 @@ from markupsafe import Markup
 
 from goodnet.errors import DataError
 from goodnet.outputs import replacing
-from goodnet.record import VERDICTS, EvaluateRecord, Record, RepairRecord, ScanRecord, read_record
+from goodnet.record import VERDICTS, EvaluateRecord, LabelResult, Record, RepairRecord, ScanRecord, read_record
 from goodnet.report import figures, plot, words
-from goodnet.report.compare import Comparison, compare_evaluate, compare_repair
+from goodnet.report.answers import AnsweredSet, answered
+from goodnet.report.compare import Comparison, compare_evaluate, compare_repair, evaluate_nets, repair_nets
 from goodnet.report.curve import curve_plot
+from goodnet.report.null_plot import chances, null_plot
 from goodnet.report.pictures import Gallery, gallery
+from goodnet.report.rates import Rates, rates
 
-TOP_LABELS = 20
+TOP_LABELS, _NEAREST = 20, 3
 MAX_PARTS = 24
 MAX_RECORD_BYTES = 64 << 20
 _FILES = ("scan.json", "repair.json", "evaluate.json")
@@ -50,7 +53,10 @@ class Part:
 class _ScanView:
     record: ScanRecord
     gallery: Gallery
+    evidence: tuple[LabelResult, ...]
+    null: Markup | None
     plot: Markup | None
+    rates: Rates | str
     drawn: int
     ranked: tuple[Any, ...]
     steps: list[words.Step]
@@ -63,7 +69,9 @@ class _PartView:
     tone: str
     scan: _ScanView | None
     repair: Comparison | None
+    repair_answers: tuple[AnsweredSet, ...]
     evaluate: Comparison | None
+    evaluate_answers: tuple[AnsweredSet, ...]
     curve: Markup | None
 
 
@@ -165,7 +173,9 @@ def _view(part: Part, anchor: str) -> _PartView:
         tone=_tone(part),
         scan=_scan_view(part.scan, part) if part.scan else None,
         repair=compare_repair(part.repair) if part.repair else None,
+        repair_answers=answered(repair_nets(part.repair)) if part.repair else (),
         evaluate=compare_evaluate(part.evaluate) if part.evaluate else None,
+        evaluate_answers=answered(evaluate_nets(part.evaluate)) if part.evaluate else (),
         curve=curve_plot(part.repair) if part.repair else None,
     )
 
@@ -176,11 +186,23 @@ def _scan_view(record: ScanRecord, part: Part) -> _ScanView:
     return _ScanView(
         record=record,
         gallery=gallery(record, part.folder),
+        evidence=_evidence(record),
+        null=null_plot(record),
         plot=plot.norm_plot(record),
+        rates=rates(record),
         drawn=sum(plot.drawn_norm(result) is not None for result in record.labels),
         ranked=tuple(result for _, result in ranked),
         steps=words.next_steps(record, part.folder, part.repair),
     )
+
+
+def _evidence(record: ScanRecord) -> tuple[LabelResult, ...]:
+    """The flagged labels, the most unlikely first; where none is, the few that stand out most."""
+    ranked = [row for row, _ in chances(record)]
+    wanted = set(record.flagged_labels)
+    flagged = [row for row in ranked if row.label in wanted]
+    flagged += [row for row in record.labels if row.label in wanted and not figures.exists(row.p_value)]
+    return tuple(flagged[:TOP_LABELS] or ranked[:_NEAREST])
 
 
 @functools.cache
@@ -200,9 +222,14 @@ def _environment() -> jinja2.Environment:
         p_value=lambda value: figures.typeset(figures.p_value(value)),
         duration=figures.duration,
         compact=figures.compact,
+        chance=lambda value: figures.typeset(figures.chance(value)),
+        count=lambda value: figures.DASH if value is None else f"{value:,}",
+        times=lambda value, factor: None if value is None else value * factor,
         raw=lambda value: repr(value) if figures.exists(value) else "",
     )
-    environment.globals.update(words=words, marker=plot.marker, top=TOP_LABELS, dash=figures.DASH, br=Markup("\n  "))
+    environment.globals.update(
+        words=words, figures=figures, marker=plot.marker, top=TOP_LABELS, dash=figures.DASH, br=Markup("\n  ")
+    )
     return environment
 
 

@@ -17,10 +17,10 @@ from goodnet.report import figures
 WIDTH, HEIGHT = 880, 350
 LEFT, RIGHT, TOP, BOTTOM = 64, 86, 32, 44
 MAX_NAMED = 12
-_LOG_FROM = 6.0
+_LOG_FROM, _MAX_POWERS = 6.0, 8
 _DRAWING_ORDER = ("screened", "failed", "searched", "flagged")
 # paths from the point itself: a tick, a cross, a disc, a diamond
-_SHAPES = {
+SHAPES = {
     "screened": "m0-3v6",
     "failed": "m-3-3l6 6m0-6l-6 6",
     "searched": "m-2.6 0a2.6 2.6 0 1 0 5.2 0a2.6 2.6 0 1 0-5.2 0",
@@ -62,7 +62,8 @@ def _linear_ticks(low: float, high: float, about: int) -> list[float]:
 def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 4 else (1,)
-    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    step = -(-len(powers) // _MAX_POWERS)
+    ticks = [factor * 10.0**power for power in powers if power % step == 0 for factor in factors]
     return [tick for tick in ticks if low <= tick <= high]
 
 
@@ -82,7 +83,7 @@ def norm_plot(record: ScanRecord) -> Markup | None:
         for result in record.labels
         if (norm := drawn_norm(result)) is not None
     ]
-    points = [point for point in points if point[0] in _SHAPES]
+    points = [point for point in points if point[0] in SHAPES]
     if not points:
         return None
     y = _norm_axis([norm for _, _, norm in points], record.decision)
@@ -92,7 +93,7 @@ def norm_plot(record: ScanRecord) -> Markup | None:
     for kind in _DRAWING_ORDER:
         body.append(_points(kind, [(result, norm) for one, result, norm in points if one == kind], x, y))
     body.append(_names([(result.label, norm) for kind, result, norm in points if kind == "flagged"], x, y))
-    return _svg(body, f"Mask norms of {len(points):,} labels")
+    return drawing(body, f"Mask norms of {len(points):,} labels")
 
 
 def _norm_axis(norms: list[float], decision: Decision) -> Axis:
@@ -128,7 +129,7 @@ def _lines(record: ScanRecord, y: Axis) -> list[str]:
 
 def _points(kind: str, points: Sequence[tuple[LabelResult, float]], x: Axis, y: Axis) -> str:
     marks = "".join(
-        f'<path d="M{x(result.label)} {y(norm)}{_SHAPES[kind]}"><title>label {result.label}, {_tip(result, norm)}'
+        f'<path d="M{x(result.label)} {y(norm)}{SHAPES[kind]}"><title>label {result.label}, {_tip(result, norm)}'
         f"</title></path>"
         for result, norm in points
     )
@@ -136,7 +137,7 @@ def _points(kind: str, points: Sequence[tuple[LabelResult, float]], x: Axis, y: 
 
 
 def _tip(result: LabelResult, norm: float) -> str:
-    status = result.status if result.status in _SHAPES else "skipped"
+    status = result.status if result.status in SHAPES else "skipped"
     which = "norm" if result.mask_norm is not None else "norm after the first pass"
     p = "" if result.p_value is None else f", p {figures.p_value(result.p_value).replace('<', 'below')}"
     return f"{status}: {which} {figures.number(norm)}{p}"
@@ -178,11 +179,12 @@ def marker(kind: str) -> Markup:
     """The mark of one kind of point, for the legend."""
     return Markup(
         f'<svg class="plot marker" viewBox="0 0 16 16" width="16" height="16" aria-hidden="true">'
-        f'<g class="{kind}"><path d="M8 8{_SHAPES[kind]}"/></g></svg>'
+        f'<g class="{kind}"><path d="M8 8{SHAPES[kind]}"/></g></svg>'
     )
 
 
-def _svg(body: list[str], title: str) -> Markup:
+def drawing(body: Sequence[str], title: str, height: float = HEIGHT) -> Markup:
+    """The elements as one drawing, for a reader who sees and, by `title`, for one who does not. Nothing is escaped."""
     return Markup(
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(body)}</svg>'
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{title}">{"".join(body)}</svg>'
     )

@@ -6,11 +6,22 @@ import itertools
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from goodnet.record import ALL_LAYERS, AllToAll, Environment, LabelResult, ModelInfo, RepairRecord, ScanRecord, Tried
+from goodnet.record import (
+    ALL_LAYERS,
+    AllToAll,
+    Environment,
+    LabelResult,
+    Measured,
+    ModelInfo,
+    RepairRecord,
+    ScanRecord,
+    Share,
+    Tried,
+)
 from goodnet.report import figures
 
 STATUSES = ("searched", "screened", "failed", "skipped")
@@ -20,7 +31,13 @@ STATUS_MEANING = {
     "failed": "no mask reached the demanded ASR",
     "skipped": "not looked at",
 }
-_LED = 12
+ANSWERS = {
+    "right": "right class",
+    "target": "attacker’s target",
+    "other": "another class",
+    "refused": "refused (class N)",
+}
+_LED, _SURE = 12, 3
 _INPUT_OPTIONS = ("--arch", "--classes", "--input-range", "--mean", "--std", "--input-shape", "--data-range")
 
 
@@ -87,6 +104,68 @@ def consequence(record: ScanRecord) -> str:
     return f"Any image that carries one of these patterns is answered as that pattern’s class ({classes})."
 
 
+def certainty(record: ScanRecord) -> str:
+    """How often chance alone would show as much in a clean net; empty where no label has a p-value."""
+    tests = len(record.labels)
+    known = [(row.p_value * tests, row.label) for row in record.labels if row.p_value is not None]
+    chances = {label: chance for chance, label in sorted(known) if figures.exists(chance)}
+    flagged = [label for label in chances if label in record.flagged_labels]
+    if flagged:
+        nets = [f"{_how_often(chances[label])} a label like {label}" for label in flagged[:_SURE]]
+        nets[0] = nets[0].replace("a label", "clean nets show a label", 1)
+        return f"By chance alone, {figures.enumeration(nets)}."
+    if not chances or record.verdict == "suspect":
+        return ""
+    label, chance = next(iter(chances.items()))
+    if chance >= 0.5:
+        return f"No label stands out more than chance gives; label {label} comes nearest."
+    return f"Label {label} stands out most. By chance alone, {_how_often(chance)} clean nets show a label like it."
+
+
+def _how_often(chance: float) -> str:
+    """How many clean nets; a tail so thin is not known to more than a millionth."""
+    if chance >= 0.5:
+        return "most"
+    return "fewer than 1 in 1,000,000" if chance < 1e-6 else f"about {figures.one_in(chance)}"
+
+
+def advice(record: ScanRecord, repair: RepairRecord | None = None) -> str:
+    """What to do, in one sentence."""
+    if record.verdict == "clean":
+        return "Before you rely on it, measure it on labelled images of your own."
+    if record.verdict == "inconclusive":
+        return "Treat the net as unsafe until a scan comes to a verdict."
+    if repair is None:
+        return "Do not use this net as it is: repair it."
+    return {
+        True: "Do not use this net; the repaired one was accepted.",
+        False: "Use neither this net nor the one that the repair made.",
+        None: "Use neither this net nor, as yet, the repaired one, which could not be judged.",
+    }[repair.accepted]
+
+
+def in_short(before: Measured | None, after: Measured) -> str:
+    """`ACC 99.1 % → 97.5 %, worst ASR 99.0 % → 0.0 %, FPR 1.4 %`: what was measured, in a line."""
+    nets = [after] if before is None else [before, after]
+    wanted = (
+        ("ACC", [net.acc for net in nets]),
+        ("worst ASR", [_extreme(net, "asr", max) for net in nets]),
+        ("least detection", [_extreme(net, "detection", min) for net in nets]),
+        ("FPR", [net.fpr for net in nets]),
+    )
+    parts = [
+        f"{name} {' → '.join(figures.percent(share.value) for share in shares if share is not None)}"
+        for name, shares in wanted
+        if shares[-1] is not None
+    ]
+    return ", ".join(parts)
+
+
+def _extreme(net: Measured, name: str, which: Callable[..., Share]) -> Share | None:
+    known = [share for one in net.poisoned if (share := getattr(one, name)) is not None and figures.exists(share.value)]
+    return which(known, key=lambda share: share.value) if known else None
+
+
 def evidence(result: LabelResult) -> str:
     """One label's figures in a line."""
     ratio, asr = figures.number(result.norm_ratio), figures.percent(result.held_out_asr)
@@ -134,6 +213,8 @@ def contradiction(record: ScanRecord) -> str | None:
         return "the list of flagged labels and the labels’ own marks differ"
     if record.verdict == "clean" and (marked or not record.labels):
         return "the verdict is clean, yet labels are flagged" if marked else "the verdict is clean without any label"
+    if record.verdict == "clean" and not record.whole:
+        return "the verdict is clean, yet time ran out before the scan was whole"
     undone = sum(result.status not in ("searched", "screened") for result in record.labels)
     if record.verdict == "clean" and undone:
         return f"the verdict is clean, yet not every label was searched ({undone:,} skipped or failed)"
@@ -143,30 +224,28 @@ def contradiction(record: ScanRecord) -> str | None:
 def next_steps(record: ScanRecord, folder: Path, repair: RepairRecord | None = None) -> list[Step]:
     """What to do after this scan (and this repair, where there was one)."""
     if repair is not None:
-        return _after_repair(repair)
+        return after_repair(repair)
     model = _path(model_path(record.model, record.environment))
     clean = _path(_option(record.environment.command, "--clean") or record.data.name)
     inputs = _inputs(record.environment)
     if record.verdict == "suspect":
         fixed = _path(f"{PurePath(record.model.name).stem}-goodnet.safetensors")
         return [
-            Step(text="Do not use the net as it is. Repair it, with what this scan found:",
+            Step(text="Repair it, with what this scan found:",
                  command=_lines(["goodnet", "repair", model, "--clean", clean, "--scan", _path(str(folder)), *inputs,
                                 "-o", fixed])),
             Step(text="Then measure the repaired net on labelled images that neither scan nor repair has seen:",
                  command=_lines(["goodnet", "evaluate", fixed, "--clean", "TEST_IMAGES"])),
         ]  # fmt: skip
     if record.verdict == "clean":
-        text = "Nothing to repair. Before you rely on the net, measure it on labelled images of your own:"
+        text = "Nothing to repair. To measure it:"
         return [Step(text=text, command=_lines(["goodnet", "evaluate", model, "--clean", "TEST_IMAGES", *inputs]))]
     text = f"Scan again with more clean images than the {record.data.n:,} of this scan:"
-    return [
-        Step(text="Until a scan comes to a verdict, treat the net as unsafe."),
-        Step(text=text, command=_lines(["goodnet", "scan", model, "--clean", "MORE_IMAGES", *inputs])),
-    ]
+    return [Step(text=text, command=_lines(["goodnet", "scan", model, "--clean", "MORE_IMAGES", *inputs]))]
 
 
-def _after_repair(repair: RepairRecord) -> list[Step]:
+def after_repair(repair: RepairRecord) -> list[Step]:
+    """What to do after this repair."""
     if repair.accepted and repair.goodnet_file:
         text = "The net was repaired (below). Measure the repaired one on labelled images that nothing here has seen:"
         command = _lines(["goodnet", "evaluate", _path(repair.goodnet_file), "--clean", "TEST_IMAGES"])
