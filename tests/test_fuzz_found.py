@@ -22,14 +22,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fuzz import seeds
+from goodnet import strict_json
 from goodnet.data.hdf5_heap import heaps_are_whole
 from goodnet.data.readers import read_images
 from goodnet.errors import DataError, GoodnetError, ModelError, UnsafeFileError
 from goodnet.models.inspect_file import inspect_file
 from goodnet.models.load import load_classifier
 from goodnet.record import read_record
+from goodnet.report.page import read_parts, render_report
 from goodnet.triggers.files import read_triggers
 from goodnet.work import Work
+from report_records import backdoor, label, scan
 
 
 @pytest.fixture(autouse=True)
@@ -393,3 +396,37 @@ def test_zips_that_claim_to_lie_on_several_disks(tmp_path: Path) -> None:
         at = content.rindex(b"PK\x05\x06")
         locator = struct.pack("<4sLQL", b"PK\x06\x07", 7, 0, 9)
         refusal(read, saved(tmp_path / name, content[:at] + locator + content[at:]), kind)
+
+
+def test_a_chunk_that_claims_more_than_the_file(tmp_path: Path) -> None:
+    content = whole("csaw", "packed.h5", tmp_path)
+    with h5py.File(io.BytesIO(content)) as file:
+        size = file["data"].id.get_chunk_info(0).size
+    key = struct.pack("<IIQQ", size, 0, 0, 0)
+    assert content.count(key) == 1
+    damaged = content.replace(key, struct.pack("<IIQQ", 0xFFFFFF00, 0, 0, 0))
+    message = refusal(read_images, saved(tmp_path / "packed.h5", damaged), DataError)
+    assert "more than the file has" in message
+
+
+@pytest.mark.parametrize("chunks", [None, True])
+def test_a_picture_that_claims_more_than_the_file(chunks: bool | None, tmp_path: Path) -> None:
+    picture = np.frombuffer(whole("pictures", "plain.jpg", tmp_path), np.uint8)
+    path = tmp_path / "encoded.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("jpeg", (4,), h5py.vlen_dtype(np.uint8), chunks=chunks)
+        for i in range(4):
+            data[i] = picture
+        file["label"] = np.arange(4) % 2
+        file.flush()
+        at = data.id.get_offset() if chunks is None else data.id.get_chunk_info(0).byte_offset
+    assert len(read_images(path)) == 4
+    content = bytearray(path.read_bytes())
+    content[at + 16 : at + 20] = (1 << 29).to_bytes(4, "little")
+    assert "more bytes than the file" in refusal(read_images, saved(path, bytes(content)), DataError)
+
+
+def test_records_with_a_norm_beyond_all_pixels(tmp_path: Path) -> None:
+    made = strict_json.to_json(scan(labels=(label(0), label(1, mask_norm=1e308), backdoor(2))))
+    saved(tmp_path / "scan.json", made.encode())
+    assert "Suspect" in render_report(read_parts(tmp_path))

@@ -8,6 +8,7 @@ encoded images, is the one key that may be of variable length; it is read one im
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FL
 _MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
 _FREE = 16 * 2**20  # what may be claimed with nothing stored: places never written read as zeros
 _CHECKSUM = 4  # bytes that fletcher32 adds
+_ANY = 1 << 32
 _UNCHECKED = 256 * 2**20  # a chunk that cannot inflate to more is not inflated twice
 
 
@@ -77,6 +79,8 @@ class Hdf5Store:
         where = f"{self._where}: {key!r}"
         claimed, stored = math.prod(dataset.shape or ()) * item, int(dataset.id.get_storage_size())
         check_bytes(claimed, self._max_bytes, where)
+        if stored > os.path.getsize(self._file.filename):
+            raise DataError(f"{where}: expected {stored:,} stored bytes, more than the file has; fetch it again")
         if claimed > stored * (_MAX_INFLATION if h5py.h5z.FILTER_DEFLATE in _filters(dataset) else 1) + _FREE:
             raise UnsafeFileError(f"{where} claims {claimed:,} bytes but {stored:,} are stored; refused")
         if dataset.chunks is None:
@@ -92,6 +96,8 @@ class Hdf5Store:
                 f"{self._where}: expected 'jpeg' (N,) of encoded bytes, got {dataset.dtype} {dataset.shape}"
             )
         self._check_size(dataset, "jpeg")
+        if _longest(dataset) > os.path.getsize(self._file.filename):
+            raise DataError(f"{self._where}: 'jpeg' has an image of more bytes than the file; fetch it again")
         names = [f"{self._where}: jpeg[{i}]" for i in range(len(dataset))]
         return decode_all(names, lambda i: bytes(dataset[i].data), max_bytes=self._max_bytes)
 
@@ -120,6 +126,29 @@ def _filters(dataset: Any) -> list[int]:
     """Codes of the filters that a chunk went through when it was written, in that order."""
     plist = dataset.id.get_create_plist()
     return [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+
+
+def _longest(dataset: Any) -> int:
+    """The most bytes that an element of variable length claims, which HDF5 takes before it looks for them.
+
+    An element is stored as its length, and the address and index of its bytes in a heap (HDF5 file format
+    specification 3.0, section VIII.C). Where that cannot be read, all that there could be.
+    """
+    count, filters = math.prod(dataset.shape or ()), _filters(dataset)
+    address, _ = dataset.file.id.get_create_plist().get_sizes()
+    item = 4 + address + 4
+    offset = dataset.id.get_offset()
+    if count == 0 or dataset.id.get_storage_size() == 0:
+        return 0
+    if filters or (dataset.chunks is None and offset is None):
+        return _ANY
+    if dataset.chunks is None:
+        with open(dataset.file.filename, "rb") as file:
+            file.seek(offset)
+            parts = [file.read(count * item)]
+    else:
+        parts = [dataset.id.read_direct_chunk(chunk.chunk_offset)[1] for chunk in _chunks(dataset)]
+    return max(int.from_bytes(part[at : at + 4], "little") for part in parts for at in range(0, len(part), item))
 
 
 def _check_inflated(dataset: Any, max_bytes: int, where: str) -> None:

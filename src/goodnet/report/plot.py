@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 880, 350
 LEFT, RIGHT, TOP, BOTTOM = 64, 86, 32, 44
 MAX_NAMED = 12
 _LOG_FROM, _MAX_POWERS = 6.0, 8
+_MOST_PIXELS = 1e12  # of no image: a damaged record's norm
 _DRAWING_ORDER = ("screened", "failed", "searched", "flagged")
 # paths from the point itself: a tick, a cross, a disc, a diamond
 SHAPES = {
@@ -70,7 +71,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def drawn_norm(result: LabelResult) -> float | None:
     """The mask norm, or that of the first pass for a label that went no further."""
     for norm in (result.mask_norm, result.screen_norm):
-        if norm is not None and figures.exists(norm) and norm >= 0:
+        if norm is not None and figures.exists(norm) and 0 <= norm < _MOST_PIXELS:
             return norm
     return None
 
