@@ -1,105 +1,178 @@
-"""Vets a model version of an MLflow registry: scans it, logs record, report and figures, and tags the version.
+"""Gates a model version of an MLflow registry: scans its file, logs what was found to a run, tags the version.
 
     pip install goodnet mlflow-skinny
-    MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python mlflow_gate.py models:/faces/3 --clean clean.npz
+    export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
+    python examples/mlflow_gate.py models:/NAME/VERSION --clean clean.npz
 
-The file goes to goodnet as it lies in the registry. MLflow's own load_model would unpickle it first, which runs what is
-in it; nothing of that kind is called. Exit codes are those of `goodnet scan`: 0 clean, 1 suspect, 2 inconclusive, 3 for
-what is refused, or wrong.
+Exit codes are those of `goodnet scan`: 0 clean, 1 suspect, 2 inconclusive or not finished, 3 wrong or unsafe input.
+
+Nothing of the model runs. `mlflow.pytorch.load_model` and its like would run it: they unpickle, and import code that
+came with the model. This calls none of them. It downloads the version's artifacts as they are and hands one file to
+goodnet, which reads it as data, in a process of its own. Whatever else the version holds (code, pickles, an environment
+to install) was not looked at; the tag `goodnet.model_sha256` says which file the verdict is about.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import hashlib
 import sys
-import tempfile
+import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import mlflow
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 import goodnet
-from goodnet.errors import GoodnetError, ModelError, UsageError
+from goodnet.data.images import Images
+from goodnet.data.readers import read_images
+from goodnet.errors import GoodnetError, UsageError
+from goodnet.record import ScanRecord
 
-ENDINGS = (".pt", ".pth", ".safetensors", ".onnx", ".h5", ".keras", ".pt2")
 CODES = {"clean": 0, "suspect": 1, "inconclusive": 2}
+NOT_FINISHED, WRONG_INPUT = 2, 3
+NOT_SCANNED = "not-scanned"
+NETS = {".safetensors", ".onnx", ".keras", ".h5", ".hdf5", ".pt", ".pth", ".pt2"}
+PER_LABEL = ("p_value", "mask_norm", "norm_ratio", "margin", "held_out_asr")
+AT_ONCE = 1000  # metrics that MLflow takes in one call
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="models:/NAME/VERSION")
-    parser.add_argument("--clean", required=True, type=Path, help="clean images of the model's task")
-    parser.add_argument("--file", help="of the version's files, which one is the net; needed where there are several")
-    parser.add_argument("--arch", help="architecture, where the file holds weights alone")
-    parser.add_argument("--experiment", default="goodnet", help="where runs go (default: goodnet)")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+def main(given: Sequence[str] | None = None) -> int:
+    """Never 0 or 1 but as a verdict: a traceback of Python's own would exit with 1."""
     try:
-        return vet(given)
+        options = arguments(given)
+        client = MlflowClient()
+        version = looked_up(client, options.model)
+        clean = read_images(options.clean)
+        return gate(client, version, clean, options)
+    except SystemExit as done:  # argparse: after --help with 0, of a mistake with 2
+        return WRONG_INPUT if done.code else 0
     except GoodnetError as error:
-        print(f"goodnet: {error}", file=sys.stderr)
-        return 3
+        print(f"mlflow_gate: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("mlflow_gate: interrupted; the version stays without a verdict", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    return NOT_FINISHED
 
 
-def vet(given: argparse.Namespace) -> int:
-    named = re.fullmatch(r"models:/([^/]+)/(\d+)", given.model)
-    if named is None:
-        raise UsageError(f"expected models:/NAME/VERSION, got {given.model!r}")
-    name, version = named.groups()
-    client = MlflowClient()
-    mlflow.set_experiment(given.experiment)
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_name=f"{name} {version}") as run:
-        tags = {"goodnet.run_id": run.info.run_id}
-        path = fetched(client, name, version, given.file, Path(folder) / "model")
-        try:
-            net = goodnet.load(path, arch=given.arch)
-        except UsageError:  # --arch
-            raise
-        except ModelError:
-            tag(client, name, version, tags | {"goodnet.verdict": "refused"})
-            raise
-        out = Path(folder) / "scan"
-        record = goodnet.scan(net, given.clean, seed=given.seed, out=out)
-        goodnet.report(out)
-        mlflow.log_artifacts(str(out))
-        values = [label.p_value for label in record.labels if label.p_value is not None]
-        mlflow.log_metrics(
-            {"labels": len(record.labels), "flagged_labels": len(record.flagged_labels), "seconds": record.seconds}
-            | ({"smallest_p_value": min(values)} if values else {})
-        )
-        tags |= {
-            "goodnet.verdict": record.verdict,
-            "goodnet.flagged_labels": ",".join(map(str, record.flagged_labels)),
-            "goodnet.model_sha256": record.model.sha256,
-            "goodnet.version": record.environment.goodnet,
-        }
-        tag(client, name, version, tags)
-        print(f"{given.model}: {record.verdict}", *(f"label {label}" for label in record.flagged_labels))
-        return CODES[record.verdict]
+def gate(client: MlflowClient, version: ModelVersion, clean: Images, options: argparse.Namespace) -> int:
+    """Scans the version in a run of its own. Its verdict is the last thing that is written, once all else is."""
+    for name in (name for name in version.tags if name.startswith("goodnet.")):  # of an earlier scan
+        client.delete_model_version_tag(version.name, version.version, name)
+    run = new_run(client, version, options.experiment)
+    tag(client, version, verdict=NOT_SCANNED, run_id=run)
+    status = "FAILED"
+    try:
+        with TemporaryDirectory() as folder:
+            artifacts, out = Path(folder, "artifacts"), Path(folder, "scan")
+            artifacts.mkdir()
+            file = net_file(Path(download_artifacts(version_uri(version), dst_path=str(artifacts))), options.file)
+            how = {name: getattr(options, name) for name in ("arch", "input_range", "mean", "std")}
+            net = goodnet.load(file, **how)
+            record = goodnet.scan(net, clean, seed=options.seed, out=out)
+            goodnet.report(out)
+            log(client, run, record, out)
+            record_sha256 = hashlib.sha256((out / "scan.json").read_bytes()).hexdigest()
+        labels = ",".join(map(str, record.flagged_labels))
+        tag(client, version, flagged_labels=labels, record_sha256=record_sha256, model_sha256=record.model.sha256)
+        tag(client, version, verdict=record.verdict)
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run, status)
+    print(f"{version_uri(version)}: {record.verdict}, labels {list(record.flagged_labels)}, run {run}")
+    return CODES[record.verdict]
 
 
-def fetched(client: MlflowClient, name: str, version: str, file: str | None, folder: Path) -> Path:
-    """Downloads the version's files; the path of the one that is the net."""
-    source = client.get_model_version_download_uri(name, version)
-    folder.mkdir()
-    got = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
-    files = [got] if got.is_file() else sorted(path for path in got.rglob("*") if path.is_file())
-    if file is not None:
-        found = [path for path in files if path.relative_to(folder).as_posix().endswith(file)]
-    else:
-        found = [path for path in files if path.suffix in ENDINGS]
+def looked_up(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME/VERSION` names."""
+    name, _, number = uri.removeprefix("models:/").rpartition("/")
+    if not (uri.startswith("models:/") and name and number.isdecimal()):
+        raise UsageError(f"model: expected models:/NAME/VERSION, got {uri}")
+    try:
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        raise UsageError(f"model: MLflow does not give {uri} ({error}); check it and MLFLOW_TRACKING_URI") from error
+
+
+def version_uri(version: ModelVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
+
+
+def net_file(artifacts: Path, named: str | None) -> Path:
+    """The file to scan: the one that was named, or the only one that ends as nets do."""
+    if named is not None:
+        return artifacts / named
+    found = sorted(path for path in artifacts.rglob("*") if path.suffix.lower() in NETS and path.is_file())
     if len(found) != 1:
-        there = ", ".join(path.relative_to(folder).as_posix() for path in files)
-        raise UsageError(f"expected one file that is a net, or --file to name it; the version has {there or 'none'}")
+        names = ", ".join(str(path.relative_to(artifacts)) for path in found[:5]) or "none"
+        raise UsageError(f"model: expected one file of a net among the artifacts, got {names}; say which with --file")
     return found[0]
 
 
-def tag(client: MlflowClient, name: str, version: str, tags: dict[str, str]) -> None:
-    """On the run and on the version."""
-    mlflow.set_tags(tags)
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
+def new_run(client: MlflowClient, version: ModelVersion, experiment: str) -> str:
+    """A run's id; the experiment is made where there is none of that name."""
+    found = client.get_experiment_by_name(experiment)
+    number = client.create_experiment(experiment) if found is None else found.experiment_id
+    return str(client.create_run(number, run_name=f"{version.name} {version.version}").info.run_id)
+
+
+def tag(client: MlflowClient, version: ModelVersion, **values: str) -> None:
+    for name, value in values.items():
+        client.set_model_version_tag(version.name, version.version, f"goodnet.{name}", value)
+
+
+def log(client: MlflowClient, run: str, record: ScanRecord, out: Path) -> None:
+    """Record, report and triggers as artifacts; figures of the whole scan, and of each label, its number as step."""
+    client.log_artifacts(run, str(out))
+    about = {
+        "model_sha256": record.model.sha256,
+        "data_sha256": record.data.sha256,
+        "seed": record.method.seed,
+        "goodnet": record.environment.goodnet,
+        "torch": record.environment.torch,
+    }
+    client.log_batch(run, params=[Param(name, str(value)) for name, value in about.items()])
+    p_values = [row.p_value for row in record.labels if row.p_value is not None]
+    whole = {
+        "labels": len(record.labels),
+        "flagged": len(record.flagged_labels),
+        "smallest_p_value": min(p_values, default=None),
+        "seconds": record.seconds,
+        "forward_passes": record.forward_passes,
+    }
+    figures = [(name, 0, value) for name, value in whole.items()]
+    figures += [(f"label.{name}", row.label, getattr(row, name)) for name in PER_LABEL for row in record.labels]
+    now = int(time.time() * 1000)
+    # what does not exist is not logged: zero would be a figure
+    metrics = [Metric(name, float(value), now, step) for name, step, value in figures if value is not None]
+    for start in range(0, len(metrics), AT_ONCE):
+        client.log_batch(run, metrics=metrics[start : start + AT_ONCE])
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Scan a registered model version, log the scan, tag the version.")
+    parser.add_argument("model", help="models:/NAME/VERSION")
+    parser.add_argument("--clean", type=Path, required=True, help="HDF5, folder or npz of clean images")
+    parser.add_argument("--file", help="the net's file, or folder, among the artifacts; default: the only one there")
+    parser.add_argument("--arch", help="as of `goodnet scan`, and so are the next three")
+    parser.add_argument("--input-range", default="0..1")
+    parser.add_argument("--mean", type=numbers, default=())
+    parser.add_argument("--std", type=numbers, default=())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--experiment", default="goodnet", help="where runs go; default: %(default)s")
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":

@@ -1,135 +1,234 @@
-"""The MLflow recipe against a real server: what it logs, and how it tags versions."""
+"""The gate for MLflow's registry, against a real `mlflow server` that this starts."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 import json
 import os
-import runpy
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from cli_support import TARGET, block_images, block_net, save_images, save_net
+from goodnet.record import ScanRecord, read_record
+from hostile.case import CANARY, fired
+from hostile.pickles import Evil
+
+GATE = Path(__file__).resolve().parents[1] / "examples" / "mlflow_gate.py"
+SERVER = ("mlflow", "flask", "flask_cors", "sqlalchemy", "alembic", "aiohttp", "pandas")
 pytestmark = pytest.mark.slow
-RECIPE = Path(__file__).parents[1] / "examples" / "mlflow_gate.py"
-SECONDS = 90
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server of this module's own."""
-    if importlib.util.find_spec("mlflow") is None or importlib.util.find_spec("sqlalchemy") is None:
-        reason = "the server of MLflow is not installed: pip install mlflow"
+def need_mlflow() -> None:
+    missing = [name for name in SERVER if importlib.util.find_spec(name) is None]
+    if missing:
+        reason = f"no MLflow server: {', '.join(missing)} not installed: pip install -e '.[mlflow-test]'"
         if os.environ.get("GOODNET_NEED_MLFLOW"):
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running server, and how to ask it."""
+
+    address: str
+    client: Any
+
+    def gate(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs the example."""
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": self.address, **variables}
+        command = [sys.executable, str(GATE), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    def register(self, name: str, file: Path, artifact_path: str) -> None:
+        """Version 1 of `name`: a run's artifact folder with this file in it, as MLflow's flavours leave theirs."""
+        run = self.client.create_run("0").info.run_id
+        self.client.log_artifact(run, str(file), artifact_path)
+        self.client.create_registered_model(name)
+        self.client.create_model_version(name, source=f"runs:/{run}/model", run_id=run)
+
+    def tags(self, name: str) -> dict[str, str]:
+        tags = self.client.get_model_version(name, "1").tags
+        return {tag.removeprefix("goodnet."): value for tag, value in tags.items()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    need_mlflow()
     folder = tmp_path_factory.mktemp("mlflow")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-               "--artifacts-destination", str(folder / "files")]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        begun = time.monotonic()
-        while not answers(f"{address}/health"):
-            if process.poll() is not None or time.monotonic() - begun > SECONDS:
-                pytest.fail(f"the server did not start: {(folder / 'log').read_text()[-2000:]}")
+        port = str(free.getsockname()[1])
+    where = ("--host", "127.0.0.1", "--port", port, "--workers", "1")
+    stores = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts")
+    command = [sys.executable, "-m", "mlflow", "server", *where, *stores]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log, address = folder / "server.log", f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch, log.open("w") as out:
+        for name, value in quiet.items():
+            patch.setenv(name, value)
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=folder, start_new_session=True)
+        try:
+            wait_for(f"{address}/health", process, log)
+            from mlflow import MlflowClient
+
+            yield Server(address=address, client=MlflowClient(address, address))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the server and the workers that it has started
+            process.wait()
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
             time.sleep(0.2)
-        yield address
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
+    pytest.fail(f"mlflow server does not answer:\n{log.read_text()[-3000:]}")
 
 
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pixels, labels = block_images(120)
+    return str(save_images(tmp_path_factory.mktemp("images") / "clean.npz", data=pixels, label=labels))
 
 
-def registered(address: str, *files: Path) -> int:
-    """Registers the files as a version; its number."""
-    import mlflow
-
-    mlflow.set_tracking_uri(address)
-    client = mlflow.MlflowClient()
-    if not client.search_registered_models("name='blocks'"):
-        client.create_registered_model("blocks")
-    run = client.create_run(experiment_id="0")
-    for file in files:
-        client.log_artifact(run.info.run_id, str(file), "net")
-    client.set_terminated(run.info.run_id)
-    source = f"{run.info.artifact_uri}/net"
-    return int(client.create_model_version("blocks", source, run.info.run_id).version)
-
-
-@pytest.fixture
-def gate(server: str, template: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The recipe as a function of a version and its options: its exit code."""
-    main = runpy.run_path(str(RECIPE))["main"]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-
-    def run(version: int, *options: str) -> int:
-        command = [f"models:/blocks/{version}", "--clean", str(template / "clean.npz"), "--arch", "mlp", *options]
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *command])
-        code: int = main()
-        return code
-
-    return run
+def logged(server: Server, run: str, folder: Path) -> ScanRecord:
+    """The record among the run's artifacts, once all else of the run is right."""
+    client, tags = server.client, server.client.get_run(run)
+    assert tags.info.status == "FINISHED"
+    record_file = Path(client.download_artifacts(run, "scan.json", str(folder)))
+    record = read_record(record_file)
+    assert isinstance(record, ScanRecord)
+    assert "<title>" in Path(client.download_artifacts(run, "report.html", str(folder))).read_text(encoding="utf-8")
+    figures = tags.data.metrics
+    assert figures["seconds"] == pytest.approx(record.seconds)
+    assert (figures["flagged"], figures["labels"]) == (len(record.flagged_labels), 10)
+    history = {point.step: point.value for point in client.get_metric_history(run, "label.p_value")}
+    assert history == {row.label: row.p_value for row in record.labels if row.p_value is not None}
+    assert figures["smallest_p_value"] == min(history.values())
+    assert tags.data.params["model_sha256"] == record.model.sha256
+    return record
 
 
-def test_versions_are_scanned_logged_and_tagged(
-    server: str, gate: Callable[..., int], template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import mlflow
-
-    (tmp_path / "README.md").write_text("nothing that is a net")
-    (tmp_path / "code.pt").write_bytes(b"\x80\x02cposix\nsystem\n(X\x04\x00\x00\x00exittR.")
-    bad = registered(server, template / "bad.pt", tmp_path / "README.md")
-    clean = registered(server, template / "clean.pt")
-    evil = registered(server, tmp_path / "code.pt")
-    several = registered(server, template / "bad.pt", template / "clean.pt")
-    assert [gate(version) for version in (bad, clean, evil, several)] == [1, 0, 3, 3]
-    said = capsys.readouterr()
-    assert f"models:/blocks/{bad}: suspect label 3\n" in said.out
-    assert "wants to run code" in said.err
-    assert "--file to name it; the version has" in said.err
-
-    client = mlflow.MlflowClient(server)
-    tags = {version: client.get_model_version("blocks", str(version)).tags for version in (bad, clean, evil, several)}
-    assert [tags[version]["goodnet.verdict"] for version in (bad, clean, evil)] == ["suspect", "clean", "refused"]
-    assert (tags[bad]["goodnet.flagged_labels"], tags[clean]["goodnet.flagged_labels"]) == ("3", "")
-    assert tags[several] == {}
-
-    run = client.get_run(tags[bad]["goodnet.run_id"])
-    assert (run.data.metrics["labels"], run.data.metrics["flagged_labels"]) == (10, 1)
-    assert run.data.metrics["smallest_p_value"] < 1e-3
-    assert run.info.status == "FINISHED"
-    got = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
-    assert json.loads((got / "scan.json").read_text())["model"]["sha256"] == tags[bad]["goodnet.model_sha256"]
-    assert "Suspect" in (got / "report.html").read_text()
-    assert client.list_artifacts(tags[evil]["goodnet.run_id"]) == []
+def test_a_version_with_a_backdoor_is_tagged_and_turned_away(server: Server, clean: str, tmp_path: Path) -> None:
+    net = save_net(tmp_path / "net.pt", block_net(TARGET))
+    server.register("stranger", net, "model/data")
+    # as a user runs it: the file is read in a process of its own
+    done = server.gate("models:/stranger/1", "--clean", clean, "--arch", "mlp", GOODNET_SANDBOX="")
+    assert done.returncode == 1, done.stderr
+    tags = server.tags("stranger")
+    record = logged(server, tags["run_id"], tmp_path)
+    assert (tags["verdict"], tags["flagged_labels"]) == ("suspect", str(TARGET))
+    assert record.flagged_labels == (TARGET,)
+    assert tags["record_sha256"] == hashlib.sha256((tmp_path / "scan.json").read_bytes()).hexdigest()
+    assert tags["model_sha256"] == hashlib.sha256(net.read_bytes()).hexdigest()
+    assert f"run {tags['run_id']}" in done.stdout
 
 
-def test_the_command_as_users_type_it(server: str, template: Path) -> None:
-    version = registered(server, template / "bad.pt", template / "clean.pt")
-    command = [sys.executable, str(RECIPE), f"models:/blocks/{version}", "--file", "clean.pt", "--arch", "mlp",
-               "--clean", str(template / "clean.npz")]  # fmt: skip
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": server}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def test_a_clean_version_gets_through(server: Server, clean: str, tmp_path: Path) -> None:
+    server.register("ours", save_net(tmp_path / "net.pt", block_net()), "model")
+    done = server.gate("models:/ours/1", "--clean", clean, "--arch", "mlp", "--file", "net.pt")
     assert done.returncode == 0, done.stderr
-    assert f"models:/blocks/{version}: clean\n" in done.stdout
-    odd = subprocess.run([*command[:2], "blocks", *command[3:]], env=environment, capture_output=True, text=True)
-    assert (odd.returncode, odd.stderr) == (3, "goodnet: expected models:/NAME/VERSION, got 'blocks'\n")
+    tags = server.tags("ours")
+    record = logged(server, tags["run_id"], tmp_path)
+    assert (record.verdict, tags["verdict"], tags["flagged_labels"]) == ("clean", "clean", "")
+    found = server.client.search_model_versions("""tags."goodnet.verdict" = 'clean'""")
+    assert [version.name for version in found] == ["ours"]
+
+
+def test_a_pickle_is_refused_unrun_and_loses_an_earlier_verdict(server: Server, clean: str, tmp_path: Path) -> None:
+    module = tmp_path / "model.pth"
+    torch.save(Evil(), module)
+    server.register("pickled", module, "model/data")
+    for name, value in {"verdict": "clean", "flagged_labels": "", "record_sha256": "0" * 64}.items():
+        server.client.set_model_version_tag("pickled", "1", f"goodnet.{name}", value)
+    canary = tmp_path / "canary"
+    done = server.gate("models:/pickled/1", "--clean", clean, **{CANARY: str(canary)})
+    assert done.returncode == 3
+    assert "run code" in done.stderr.splitlines()[-1]  # above it, MLflow's own progress bar
+    assert "Traceback" not in done.stderr
+    assert not canary.exists()
+    assert fired(lambda: torch.load(module, weights_only=False), canary)  # as MLflow would
+    run = server.tags("pickled")["run_id"]
+    assert server.tags("pickled") == {"verdict": "not-scanned", "run_id": run}
+    assert server.client.get_run(run).info.status == "FAILED"
+
+
+@functools.cache
+def gate_module() -> Any:
+    spec = importlib.util.spec_from_file_location("mlflow_gate", GATE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "said"),
+    [
+        ("models:/nobody/1", (), "does not give models:/nobody/1"),
+        ("models:/nobody", (), "expected models:/NAME/VERSION"),
+        ("runs:/nobody/1", (), "expected models:/NAME/VERSION"),
+        ("models:/nobody/1", ("--seed", "x"), "invalid int"),
+    ],
+)
+def test_mistakes_are_never_a_verdict(
+    server: Server, clean: str, model: str, more: tuple[str, ...], said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    assert gate_module().main([model, "--clean", clean, *more]) == 3
+    assert said in capsys.readouterr().err
+
+
+def test_a_fault_of_mlflow_after_the_scan_is_no_verdict_either(
+    server: Server, clean: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    server.register("unlucky", save_net(tmp_path / "net.pt", block_net()), "model")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+
+    def full(*arguments: object) -> None:
+        raise MlflowException("no space left on the server")
+
+    monkeypatch.setattr(gate_module().MlflowClient, "log_artifacts", full)
+    assert gate_module().main(["models:/unlucky/1", "--clean", clean, "--arch", "mlp"]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert server.tags("unlucky")["verdict"] == "not-scanned"
+
+
+def test_which_file_is_the_net(server: Server, tmp_path: Path) -> None:
+    """Among what MLflow's flavours leave beside it; of two, neither is guessed."""
+    from goodnet.errors import UsageError
+
+    gate, data = gate_module(), tmp_path / "data"
+    data.mkdir()
+    for name in ("MLmodel", "conda.yaml", "data/pickle_module_info.txt"):
+        (tmp_path / name).write_text(json.dumps({}))
+    with pytest.raises(UsageError, match="got none; say which with --file"):
+        gate.net_file(tmp_path, None)
+    (data / "model.pt2").touch()
+    assert gate.net_file(tmp_path, None) == data / "model.pt2"
+    (data / "other.ONNX").touch()
+    with pytest.raises(UsageError, match=r"got data/model\.pt2, data/other\.ONNX"):
+        gate.net_file(tmp_path, None)
+    assert gate.net_file(tmp_path, "data/other.ONNX") == data / "other.ONNX"
