@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -398,15 +399,36 @@ def test_zips_that_claim_to_lie_on_several_disks(tmp_path: Path) -> None:
         refusal(read, saved(tmp_path / name, content[:at] + locator + content[at:]), kind)
 
 
-def test_a_chunk_that_claims_more_than_the_file(tmp_path: Path) -> None:
-    content = whole("csaw", "packed.h5", tmp_path)
+@pytest.mark.parametrize(
+    ("target", "name", "key", "read"),
+    [
+        ("csaw", "packed.h5", "data", read_images),
+        ("keras-weights", "mlp--old.h5", "fc1/fc1/kernel:0", lambda path: load_classifier(path, arch="mlp")),
+    ],
+)
+def test_a_chunk_that_claims_more_than_the_file(
+    target: str, name: str, key: str, read: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    content = whole(target, name, tmp_path)
     with h5py.File(io.BytesIO(content)) as file:
-        size = file["data"].id.get_chunk_info(0).size
-    key = struct.pack("<IIQQ", size, 0, 0, 0)
-    assert content.count(key) == 1
-    damaged = content.replace(key, struct.pack("<IIQQ", 0xFFFFFF00, 0, 0, 0))
-    message = refusal(read_images, saved(tmp_path / "packed.h5", damaged), DataError)
+        size = file[key].id.get_chunk_info(0).size
+    head = struct.pack("<IIQ", size, 0, 0)
+    assert head in content
+    damaged = content.replace(head, struct.pack("<IIQ", 0xFFFFFF00, 0, 0))
+    message = refusal(read, saved(tmp_path / name, damaged), UnsafeFileError)
     assert "more than the file has" in message
+
+
+def test_weights_that_inflate_to_more_than_they_declare(tmp_path: Path) -> None:
+    """As images' chunks; HDF5 would inflate them to the end."""
+    path = saved(tmp_path / "mlp.h5", whole("keras-weights", "mlp--old.h5", tmp_path))
+    with h5py.File(path, "r+") as file:
+        dataset = file["fc1/fc1/kernel:0"]
+        packed = zlib.compressobj()
+        parts = [packed.compress(dataset[()].tobytes()), *(packed.compress(bytes(1 << 20)) for _ in range(300))]
+        dataset.id.write_direct_chunk((0, 0), b"".join([*parts, packed.flush()]))
+    message = refusal(lambda path: load_classifier(path, arch="mlp"), path, UnsafeFileError)
+    assert "a chunk that it declares" in message
 
 
 @pytest.mark.parametrize("chunks", [None, True])
@@ -423,7 +445,7 @@ def test_a_picture_that_claims_more_than_the_file(chunks: bool | None, tmp_path:
     assert len(read_images(path)) == 4
     content = bytearray(path.read_bytes())
     content[at + 16 : at + 20] = (1 << 29).to_bytes(4, "little")
-    assert "more bytes than the file" in refusal(read_images, saved(path, bytes(content)), DataError)
+    assert "more bytes than the file" in refusal(read_images, saved(path, bytes(content)), UnsafeFileError)
 
 
 def test_records_with_a_norm_beyond_all_pixels(tmp_path: Path) -> None:

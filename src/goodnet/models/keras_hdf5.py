@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from goodnet.data.hdf5_heap import heaps_are_whole
+from goodnet.data.hdf5_stored import check_inflated, check_stored, filters
 from goodnet.errors import ModelError, UnsafeFileError
 from goodnet.models.formats import MAX_BYTES, one_line
 
@@ -32,7 +33,6 @@ MAX_DEPTH = 16
 MAX_CONFIG = 64 << 20
 # Deflate packs zeros 1000 : 1; a pruned net's weights do not reach this, and small datasets may.
 MAX_RATIO, FREE_BYTES = 250, 16 << 20
-_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 _UNREAD = ("optimizer_weights", "_optimizer", "optimizer")
 _WEIGHT = re.compile(
     r"(?:^|[_/])(depthwise_kernel|pointwise_kernel|kernel|bias|gamma|beta|moving_mean|moving_variance"
@@ -169,17 +169,13 @@ def _check_dataset(dataset: h5py.Dataset, path: str, name: str) -> int:
         raise UnsafeFileError(f"{where} takes its numbers from other files; refused")
     if dataset.dtype.kind not in "fiub" or dataset.shape is None:
         raise UnsafeFileError(f"{where}: expected plain numbers, got {dataset.dtype}; refused")
-    plist = dataset.id.get_create_plist()
-    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-    unknown = [code for code in filters if code not in _FILTERS]
-    if unknown:
-        raise UnsafeFileError(f"{where} is packed with filter {unknown[0]}, which would load a plugin; refused")
     count: int = math.prod(int(side) for side in dataset.shape)
     claimed = count * int(dataset.dtype.itemsize)
-    stored = int(dataset.id.get_storage_size())
-    allowed = MAX_RATIO * stored + FREE_BYTES if filters and stored else stored
+    stored = check_stored(dataset, where)
+    allowed = MAX_RATIO * stored + FREE_BYTES if filters(dataset) and stored else stored
     if claimed > min(allowed, MAX_BYTES):
         raise UnsafeFileError(f"{where} claims {claimed} bytes but {stored} are stored; refused")
+    check_inflated(dataset, MAX_BYTES, where)
     return max(claimed, 4 * count)
 
 
