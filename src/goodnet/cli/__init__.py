@@ -29,6 +29,7 @@ from goodnet.cli.predict import predict_command
 from goodnet.cli.repair import repair_command
 from goodnet.cli.report import report_command
 from goodnet.cli.scan import scan_command
+from goodnet.cli.serve import serve_command
 from goodnet.errors import GoodnetError
 from goodnet.report.figures import visible
 
@@ -95,6 +96,7 @@ for command in (
     predict_command,
     export_command,
     report_command,
+    serve_command,
     attack_command,
     bench_command,
 ):
