@@ -40,7 +40,6 @@ _NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory",
 
 _HELP = """\
 Usage: goodnet [-q] COMMAND ...        (goodnet COMMAND --help says more)
-
   Finds backdoors in image classifiers that somebody else trained.
 
 Commands, in the order of use:

@@ -202,6 +202,13 @@ class Jobs:
         self._jobs[name] = job
         return job
 
+    def found(self, name: str, *, arch: str) -> None:
+        """The architecture that the net's weights needed: no news for a page."""
+        job = self._jobs[name]
+        if job.choices.arch != arch:
+            self._jobs[name] = replace(job, choices=replace(job.choices, arch=arch))
+            write_record(self._jobs[name], self.place(name).job)
+
     def remove(self, name: str) -> None:
         """Removes a job and all its files."""
         del self._jobs[name]

@@ -151,6 +151,9 @@ def _stage(name: str) -> str:
     again = _START.fullmatch(name)
     if again:
         return f"{_stage(again[1])}, once more from start {again[2]}"
+    method, colon, step = name.partition(": ")
+    if colon:
+        return f"Trying {method}: {step}"
     return _STAGES.get(name) or (name[:1].upper() + name[1:] if name else "Starting")
 
 

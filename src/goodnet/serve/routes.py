@@ -64,8 +64,9 @@ def create_app(all_jobs: Jobs, session: Session, limits: Limits, runner: Runner)
         yield
         await runner.close()
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     shown = _Shown(jobs=all_jobs, runner=runner, session=session, limits=limits)
+    app.include_router(_static())
     app.include_router(_reading(shown))
     app.include_router(_doing(shown))
     app.add_exception_handler(GoodnetError, _refused)
@@ -135,6 +136,17 @@ def _reading(shown: _Shown) -> APIRouter:
         if file is None:
             raise HTTPException(404)
         return FileResponse(shown.jobs.place(name).goodnet, media_type="application/octet-stream", filename=file)
+
+    return router
+
+
+def _static() -> APIRouter:
+    """Style, script and icon."""
+    router = APIRouter()
+
+    @router.get("/favicon.ico")
+    def icon() -> Response:  # browsers ask for it beside the report, which names none
+        return static("icon.svg")
 
     @router.get("/static/{file}")
     def static(file: str) -> Response:

@@ -197,6 +197,8 @@ class Runner:
                     await process.end(self._process)
                 async for said in process.lines(self._process):
                     error = str(said.get("error", error))
+                    if said.get("arch") and self._wanted(name):
+                        self.jobs.found(name, arch=str(said["arch"]))
                     self._clock.hear(said)
                     await self._tell()
                 code = await self._process.wait()

@@ -140,7 +140,7 @@ def _page(status: int, title: str, text: str, *, onward: str = "") -> HTMLRespon
     link = f'<p><a href="{onward}">Go on</a></p>' if onward else ""
     return HTMLResponse(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}<title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"></head><body><main><h1>{html.escape(title)}</h1>'
         f"<p>{html.escape(text)}</p>{link}</main></body></html>",
         status_code=status,

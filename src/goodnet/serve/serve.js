@@ -30,7 +30,7 @@
       const limit = Number(box.dataset.limit);
       if (file && file.size > limit) {
         return `${file.name}: expected at most ${Math.round(limit / 1048576)} MB, got ` +
-          `${Math.ceil(file.size / 1048576)} ; goodnet serve --help says how to take more`;
+          `${Math.ceil(file.size / 1048576)}; goodnet serve --help says how to take more`;
       }
     }
     return "";
@@ -89,9 +89,9 @@
     }
     document.title = page.title;
     job.replaceWith(document.adoptNode(fresh));
-    const heading = find(fresh, "h1, h2");
-    status.textContent = heading ? heading.textContent : "";
-    if (heading && document.activeElement === document.body) heading.focus({ preventScroll: true });
+    const news = find(fresh, "[data-news]");
+    status.textContent = news ? news.textContent : "";
+    if (news && document.activeElement === document.body) news.focus();
     ready(fresh);
   }
 

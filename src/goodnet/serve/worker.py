@@ -92,7 +92,7 @@ def _scan(job: Job, place: Place, say: _Lines) -> None:
     from goodnet.staged import Staged
 
     say(stage="reading the files", done=0, total=0)
-    classifier, images, command = _load(job, place)
+    classifier, images, command = _load(job, place, say)
 
     def before() -> None:
         say(seconds=plan(Staged(), classifier, None, images=images.take(slice(0, _SOME)).tensor()).seconds)
@@ -107,7 +107,7 @@ def _repair(job: Job, place: Place, say: _Lines) -> None:
     from goodnet.keeping import Output
 
     say(stage="reading the files", done=0, total=0)
-    classifier, images, command = _load(job, place)
+    classifier, images, command = _load(job, place, say)
     found, scanned = Found.in_folder(place.out)
     if scanned.model.sha256 != classifier.sha256:
         raise DataError("the scan is of another net than the one that is here; scan again")
@@ -116,11 +116,12 @@ def _repair(job: Job, place: Place, say: _Lines) -> None:
          command=("goodnet", "repair", *command))  # fmt: skip
 
 
-def _load(job: Job, place: Place) -> tuple[Any, Any, tuple[str, ...]]:
+def _load(job: Job, place: Place, say: _Lines) -> tuple[Any, Any, tuple[str, ...]]:
     """The net and its images under the user's names, and what the command line would take for them."""
     from goodnet.data.readers import read_images
 
     classifier, arch = _net(job, place)
+    say(arch=arch)  # so that it is not looked for again
     images = read_images(place.clean, classes=classifier.classes, data_range=job.choices.data_range or None)
     given = {
         "--arch": arch,
@@ -139,8 +140,9 @@ def _net(job: Job, place: Place) -> tuple[Any, str]:
     """The net, and the architecture that its weights needed: that of ours which fits, if the user named none."""
     import torch
 
-    from goodnet.models.inspect_file import inspect_file
-    from goodnet.models.load import load_classifier
+    from goodnet.models.arch import matching
+    from goodnet.models.formats import LoadOptions
+    from goodnet.models.load import load_classifier, read_file
 
     choices = job.choices
     options: dict[str, Any] = {
@@ -148,17 +150,21 @@ def _net(job: Job, place: Place) -> tuple[Any, str]:
         "mean": choices.mean,
         "std": choices.std,
         "input_shape": choices.input_shape or None,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
-    try:
-        return load_classifier(place.model, arch=choices.arch or None, **options), choices.arch
-    except UsageError:
-        if choices.arch:
-            raise
-        fitting = inspect_file(place.model).suggested
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    arch = choices.arch
+    if not arch:
+        content = read_file(place.model, LoadOptions(**options), bare=True, device=device)
+        if content.error is not None:
+            raise content.error
+        if content.classifier is not None:
+            return content.classifier, ""
+        fitting = matching(content.tensors or {})
         if len(fitting) != 1:
-            raise
-    return load_classifier(place.model, arch=fitting[0], **options), fitting[0]
+            known = f"they fit {' and '.join(fitting)}; choose one" if fitting else "they fit none that goodnet knows"
+            raise UsageError(f"{place.model}: holds weights alone, which belong to an architecture, but {known}")
+        arch = fitting[0]
+    return load_classifier(place.model, arch=arch, device=device, **options), arch
 
 
 def _picture(place: Place, name: str) -> dict[str, Any]:
