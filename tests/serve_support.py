@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.testclient import TestClient
 
-from goodnet.serve.jobs import SCAN, Choices, Job, Jobs
+from goodnet.serve.jobs import Choices, Job, Jobs
 from goodnet.serve.routes import Limits, create_app
 from goodnet.serve.runner import Runner
 from goodnet.serve.security import Session
 
+T = TypeVar("T")
 PORT = 8642
 ORIGIN = f"http://127.0.0.1:{PORT}"
 BOUNDARY = "----border"
@@ -83,6 +85,12 @@ def endless(token: str, block: bytes, sent: list[int]) -> Iterator[bytes]:
         yield block
 
 
+def complete(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine gives, in a thread of its own: a browser that another test has opened runs a loop in ours."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
 async def ask(app: Any, path: str, headers: dict[str, str], chunks: Iterator[bytes]) -> tuple[int, bytes]:
     """A POST whose body the application takes piece by piece, as from a server; status and body of the answer."""
     answer: list[Any] = []
@@ -100,9 +108,3 @@ async def ask(app: Any, path: str, headers: dict[str, str], chunks: Iterator[byt
     }  # fmt: skip
     await app(scope, receive, send)
     return answer[0]["status"], b"".join(message.get("body", b"") for message in answer[1:])
-
-
-def done_scan(served_: Served, job: Job, records: Path) -> None:
-    """Puts a scan's folder where the job's process would have left it."""
-    shutil.copytree(records, served_.jobs.place(job.id).out)
-    served_.jobs.change(job.id, state="done", task=SCAN)

@@ -28,7 +28,7 @@ from goodnet.serve import jobs, process, worker
 from goodnet.serve.choices import choices_of
 from goodnet.serve.jobs import Choices, Job, Jobs
 from goodnet.serve.runner import Runner, Standing
-from serve_support import served
+from serve_support import complete, served
 
 SOURCE = str(Path(goodnet.__file__).parents[1])
 # what a job's process does, without torch: the net's file says it
@@ -69,7 +69,7 @@ def running(folder: Path, test: Callable[[Runner], Awaitable[None]]) -> Jobs:
         finally:
             await runner.close()
 
-    asyncio.run(main())
+    complete(main())
     return all_jobs
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from goodnet.serve.routes import Limits
 from goodnet.serve.uploads import MIB, display_name
-from serve_support import MULTIPART, ORIGIN, PORT, Served, ask, endless, multipart, served
+from serve_support import MULTIPART, ORIGIN, PORT, Served, ask, complete, endless, multipart, served
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def test_a_net_that_is_too_large_is_refused_while_it_comes_in(here: Served) -> N
         "cookie": f"{here.session.cookie}={here.session.secret}",
     }  # fmt: skip
     body = endless(here.session.csrf, bytes(MIB // 8), asked)
-    status, text = asyncio.run(ask(here.app, "/jobs", headers, body))
+    status, text = complete(ask(here.app, "/jobs", headers, body))
     assert status == 413
     assert b"The net: expected at most 1 MB" in text
     assert MIB < sum(asked) <= MIB + MIB // 8  # the body has no end: it was left at the limit
@@ -132,7 +131,7 @@ def test_a_length_over_the_limit_is_refused_before_a_byte_is_read(here: Served) 
         **MULTIPART, "host": f"127.0.0.1:{PORT}", "origin": ORIGIN, "content-length": str(3 * MIB),
         "cookie": f"{here.session.cookie}={here.session.secret}",
     }  # fmt: skip
-    assert asyncio.run(ask(here.app, "/jobs", headers, nothing()))[0] == 413  # type: ignore[arg-type]
+    assert complete(ask(here.app, "/jobs", headers, nothing()))[0] == 413  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

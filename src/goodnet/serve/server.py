@@ -35,8 +35,8 @@ def serve(folder: Path | None, *, port: int, limits: Limits, show: Callable[[str
         UsageError: the port is taken, or the folder cannot be used.
     """
     os.environ["FASTAPI_OTEL_AUTO_CONFIGURE"] = "false"  # nothing of this is for anybody's telemetry
-    os.umask(0o077)  # uploads and results are the user's alone
     with ExitStack() as stack:
+        stack.callback(os.umask, os.umask(0o077))  # uploads and results are the user's alone
         place = stack.enter_context(_temporary()) if folder is None else folder
         stack.enter_context(claimed(place, option="--folder"))
         listening = stack.enter_context(_listening(port))
