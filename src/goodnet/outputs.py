@@ -51,7 +51,7 @@ def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:
 
 
 @contextmanager
-def claimed(folder: Path | None) -> Iterator[None]:
+def claimed(folder: Path | None, *, option: str = "--out") -> Iterator[None]:
     """Holds an output folder for this run until the end of the `with`, or of the process, whatever ends it.
 
     The folder is made, and removed again if nothing was written to it. Without locks (Windows, some network file
@@ -69,7 +69,7 @@ def claimed(folder: Path | None) -> Iterator[None]:
     name.mkdir(parents=True, exist_ok=True)
     lock = None
     try:
-        lock = _locked(name / _LOCK, f"--out: {folder}")
+        lock = _locked(name / _LOCK, f"{option}: {folder}")
         _held.add(name)
         yield
     finally:

@@ -29,6 +29,7 @@ from goodnet.cli.predict import predict_command
 from goodnet.cli.repair import repair_command
 from goodnet.cli.report import report_command
 from goodnet.cli.scan import scan_command
+from goodnet.cli.serve import serve_command
 from goodnet.errors import GoodnetError
 from goodnet.report.figures import visible
 
@@ -39,7 +40,6 @@ _NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory",
 
 _HELP = """\
 Usage: goodnet [-q] COMMAND ...        (goodnet COMMAND --help says more)
-
   Finds backdoors in image classifiers that somebody else trained.
 
 Commands, in the order of use:
@@ -95,6 +95,7 @@ for command in (
     predict_command,
     export_command,
     report_command,
+    serve_command,
     attack_command,
     bench_command,
 ):

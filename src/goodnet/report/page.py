@@ -35,10 +35,12 @@ _KIND = TypeVar("_KIND", ScanRecord, RepairRecord, EvaluateRecord)
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The records of one folder under one title. The scan's pictures are relative to `folder`."""
+    """The records of one folder under one title. The scan's pictures are relative to `folder`; commands on the page
+    name it only if it is `lasting`."""
 
     title: str
     folder: Path
+    lasting: bool = True
     scan: ScanRecord | None = None
     repair: RepairRecord | None = None
     evaluate: EvaluateRecord | None = None
@@ -125,14 +127,22 @@ def render_report(parts: Sequence[Part]) -> str:
     if not parts or any(part.first is None for part in parts):
         raise DataError("report: expected parts that hold a scan, a repair or an evaluation each; got an empty one")
     style, script = _asset("report.css"), _asset("report.js")
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         parts=[_view(part, f"part-{turn}") for turn, part in enumerate(parts, start=1)],
         style=Markup(style),
         script=Markup(script),
-        # hashes instead of 'unsafe-inline': even markup that slipped through the escaping could not run
-        policy=f"default-src 'none'; style-src {_hash(style)}; img-src data:; script-src {_hash(script)}; "
-        f"base-uri 'none'; form-action 'none'",
+        policy=policy(),
     )  # fmt: skip
+
+
+def policy() -> str:
+    """What the page may load and run, for a browser: itself."""
+    style, script = _asset("report.css"), _asset("report.js")
+    # hashes instead of 'unsafe-inline': even markup that slipped through the escaping could not run
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; img-src data:; script-src {_hash(script)}; "
+        f"base-uri 'none'; form-action 'none'"
+    )
 
 
 def _read_part(folder: Path) -> Part:
@@ -192,7 +202,7 @@ def _scan_view(record: ScanRecord, part: Part) -> _ScanView:
         rates=rates(record),
         drawn=sum(plot.drawn_norm(result) is not None for result in record.labels),
         ranked=tuple(result for _, result in ranked),
-        steps=words.next_steps(record, part.folder, part.repair),
+        steps=words.next_steps(record, part.folder if part.lasting else None, part.repair),
     )
 
 
@@ -206,8 +216,9 @@ def _evidence(record: ScanRecord) -> tuple[LabelResult, ...]:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Of the templates: escapes everything, knows how figures are written, and stops at names that are not there."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("goodnet", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -215,7 +226,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    made.filters.update(
         share=figures.share,
         percent=figures.percent,
         number=figures.number,
@@ -227,10 +238,10 @@ def _environment() -> jinja2.Environment:
         times=lambda value, factor: None if value is None else value * factor,
         raw=lambda value: repr(value) if figures.exists(value) else "",
     )
-    environment.globals.update(
+    made.globals.update(
         words=words, figures=figures, marker=plot.marker, top=TOP_LABELS, dash=figures.DASH, br=Markup("\n  ")
     )
-    return environment
+    return made
 
 
 def _finalize(value: Any) -> Any:

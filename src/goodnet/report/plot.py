@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 880, 350
 LEFT, RIGHT, TOP, BOTTOM = 64, 86, 32, 44
 MAX_NAMED = 12
 _LOG_FROM, _MAX_POWERS = 6.0, 8
-_MOST_PIXELS = 1e12  # of no image: a damaged record's norm
+_MOST_PIXELS = 1e15  # of no image: a damaged record's norm
 _DRAWING_ORDER = ("screened", "failed", "searched", "flagged")
 # paths from the point itself: a tick, a cross, a disc, a diamond
 SHAPES = {

@@ -221,8 +221,8 @@ def contradiction(record: ScanRecord) -> str | None:
     return None
 
 
-def next_steps(record: ScanRecord, folder: Path, repair: RepairRecord | None = None) -> list[Step]:
-    """What to do after this scan (and this repair, where there was one)."""
+def next_steps(record: ScanRecord, folder: Path | None, repair: RepairRecord | None = None) -> list[Step]:
+    """What to do after this scan (and this repair, where there was one); `folder` None if the scan's will not stay."""
     if repair is not None:
         return after_repair(repair)
     model = _path(model_path(record.model, record.environment))
@@ -230,10 +230,10 @@ def next_steps(record: ScanRecord, folder: Path, repair: RepairRecord | None = N
     inputs = _inputs(record.environment)
     if record.verdict == "suspect":
         fixed = _path(f"{PurePath(record.model.name).stem}-goodnet.safetensors")
+        scanned = [] if folder is None else ["--scan", _path(str(folder))]
         return [
             Step(text="Repair it, with what this scan found:",
-                 command=_lines(["goodnet", "repair", model, "--clean", clean, "--scan", _path(str(folder)), *inputs,
-                                "-o", fixed])),
+                 command=_lines(["goodnet", "repair", model, "--clean", clean, *scanned, *inputs, "-o", fixed])),
             Step(text="Then measure the repaired net on labelled images that neither scan nor repair has seen:",
                  command=_lines(["goodnet", "evaluate", fixed, "--clean", "TEST_IMAGES"])),
         ]  # fmt: skip
