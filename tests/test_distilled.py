@@ -55,7 +55,7 @@ def test_a_label_beside_the_flagged_one_is_unlearned_too() -> None:
     fit, choose = pictures(60, seed=2), pictures(60, seed=3)
     rates = []
     for further in ((), (3,)):
-        method = replace(SHORT, further_search=SEARCH, further_share=0.5)
+        method = replace(SHORT, further_search=SEARCH, further_batch=16)
         found = method(net, fit, choose, triggers=(), labels=[1], further=further, seed=0)
         assert {trigger.target for trigger in found.strong} == {1, *further}
         rates.append(float((found.classifier.predict(trigger.apply(test)) == 3).double().mean()))
@@ -117,7 +117,7 @@ def test_settings_and_missing_labels() -> None:
         {"max_strength": 0.5},
         {"max_accuracy_drop": 1.0},
         {"further": -1},
-        {"further_share": 1.0},
+        {"further_batch": -1},
         {"settle": -1},
         {"fall": 1.5},
     ):

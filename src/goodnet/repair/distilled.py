@@ -18,8 +18,8 @@ alone.
 Any picture of the same kind serves for the first two, for no label is used: with a hundred images of 1283 people,
 strangers' faces (`surrogate`) are what holds the net in place.
 
-Cost: `steps` steps of 2 * `batch` images forwards and backwards, twice as many forwards, and the searches: two minutes
-on two cores for one label of a DeepID and twenty beside it.
+Cost: `steps` steps of 2 * `batch` + `further_batch` images forwards and backwards, twice as many forwards, and the
+searches: two minutes on two cores for one label of a DeepID and twenty beside it.
 Blind spots: triggers unlike all that were searched for; what a trigger hides, no net can see.
 """
 
@@ -61,7 +61,7 @@ class DistilledUnlearning:
         refresh_search: for those, on the net as it is.
         further: how many labels are unlearned beside the flagged ones, but at most one in eight, or two.
         further_search: for the triggers of those.
-        further_share: of the triggered images of a batch, these labels' share.
+        further_batch: how many triggered images of these labels a step takes beside the others.
         settle: after so many steps the channels are chosen that stay changed; 0 for never: all may change.
         fall: share of the fall in loss that the chosen ones hold by then.
         steps, learning_rate, batch: of the training (Adam); a step takes `batch` clean and as many triggered images.
@@ -81,7 +81,7 @@ class DistilledUnlearning:
     refresh_search: StrongSchedule = StrongSchedule(starts=6, steps=40)
     further: int = 20
     further_search: StrongSchedule = FURTHER_SEARCH
-    further_share: float = 0.25
+    further_batch: int = 8
     settle: int = 480
     fall: float = 0.95
     steps: int = 800
@@ -104,13 +104,16 @@ class DistilledUnlearning:
                 "unlearn: expected temperature > 0, clean_weight >= 0, covered in (0, 1] and max_strength >= 1, "
                 f"got {self.temperature}, {self.clean_weight}, {self.covered} and {self.max_strength}"
             )
-        if not 0 <= self.max_accuracy_drop < 1 or not 0 <= self.further_share < 1 or not 0 <= self.fall <= 1:
+        if not 0 <= self.max_accuracy_drop < 1 or not 0 <= self.fall <= 1:
             raise UsageError(
-                "unlearn: expected max_accuracy_drop and further_share from 0 to under 1 and fall in [0, 1], "
-                f"got {self.max_accuracy_drop}, {self.further_share} and {self.fall}"
+                "unlearn: expected max_accuracy_drop from 0 to under 1 and fall in [0, 1], "
+                f"got {self.max_accuracy_drop} and {self.fall}"
             )
-        if self.further < 0 or self.settle < 0:
-            raise UsageError(f"unlearn: expected further and settle >= 0, got {self.further} and {self.settle}")
+        if min(self.further, self.further_batch, self.settle) < 0:
+            raise UsageError(
+                "unlearn: expected further, further_batch and settle >= 0, "
+                f"got {self.further}, {self.further_batch} and {self.settle}"
+            )
 
     def __call__(
         self,
@@ -271,18 +274,21 @@ class _Training:
     def loss(self) -> Tensor:
         """Of a batch drawn anew."""
         size = self.method.batch
-        clean = self._mixed(self._altered(self._draw(self.share)))
-        plain = self._altered(self._draw(self.attacked))
-        stamped, covered, targets = self._stamped(plain)
+        beside = self.method.further_batch if self.beside else 0
+        clean = self._mixed(self._altered(self._draw(self.share, size)))
+        plain = self._altered(self._draw(self.attacked, size + beside))
+        stamped, covered, targets = self._stamped(plain, beside)
         with torch.no_grad():
             wanted = self.bad.logits(torch.cat([clean, plain]))
         logits = self.repaired.logits(torch.cat([clean, stamped]))
         kept = self._distance(logits[:size], wanted[:size]).mean()
         seen = (1 - covered / self.method.covered).clamp(min=0)
-        through = (seen * self._distance(logits[size:], wanted[size:])).mean()
+        through = seen * self._distance(logits[size:], wanted[size:])
         target = logits[size:].gather(1, targets[:, None])[:, 0]
         others = logits[size:].scatter(1, targets[:, None], -torch.inf).amax(1)
-        return self.method.clean_weight * kept + through + F.softplus(target - others + _MARGIN).mean()
+        # not the mean: triggers of further labels are to take no weight from the others'
+        triggered = (through + F.softplus(target - others + _MARGIN)).sum() / size
+        return self.method.clean_weight * kept + triggered
 
     def _distance(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """(N,) Kullback-Leibler divergence at the temperature, times its square."""
@@ -290,8 +296,8 @@ class _Training:
         given, right = F.log_softmax(logits / t, 1), F.log_softmax(wanted / t, 1)
         return t * t * (right.exp() * (right - given)).sum(1)
 
-    def _draw(self, share: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Tensor:
-        index = self.random.choice(len(self.images), self.method.batch, p=share)
+    def _draw(self, share: np.ndarray[tuple[int], np.dtype[np.float64]], count: int) -> Tensor:
+        index = self.random.choice(len(self.images), count, p=share)
         return self.images[torch.from_numpy(index).to(self.images.device)]
 
     def _altered(self, x: Tensor) -> Tensor:
@@ -306,11 +312,12 @@ class _Training:
         other = x[torch.from_numpy(self.random.permutation(len(x))).to(x.device)]
         return torch.lerp(x, other, 0.5 * draw[1] * (draw[0] < 0.3))
 
-    def _stamped(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each image with a trigger of its own; the share of it that is covered (N,); the targets (N,)."""
-        aside = round(self.method.further_share * len(x)) if self.beside else 0
-        half = (len(x) - aside) // 2 if self.found else 0
-        parts = ((self.beside, aside), (self.base, len(x) - aside - half), (self.found, half))
+    def _stamped(self, x: Tensor, beside: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Each image with a trigger of its own, the first `beside` with further labels'; the share of it
+        that is covered (N,); the targets (N,)."""
+        flagged = len(x) - beside
+        half = flagged // 2 if self.found else 0
+        parts = ((self.beside, beside), (self.base, flagged - half), (self.found, half))
         chosen = [part[i] for part, size in parts if size for i in self.random.integers(len(part), size=size)]
         strength = 1 + (self.method.max_strength - 1) * self.random.random(len(x)) * (self.random.random(len(x)) < 0.5)
         stronger = [trigger.strengthened(float(factor)) for trigger, factor in zip(chosen, strength)]
