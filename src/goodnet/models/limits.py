@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from goodnet.models import landlock
 
 try:
     import resource
@@ -22,7 +22,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _MIB, _GIB = 1 << 20, 1 << 30
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG = 1
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000
 _CAPABILITIES, _READ_ANY = 0x20080522, 0b110  # version 3 of the call; CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 _FILES = 64
@@ -131,33 +131,7 @@ def _reserved() -> int:
         return 0
 
 
-class _Ruleset(ctypes.Structure):
-    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
-
-
-_CREATE, _RESTRICT = 444, 446  # landlock's system calls, the same on all machines but Alpha
-_READ = 0b1100  # reading files and folders, which stay allowed
-
-
 def _forbid_writing() -> tuple[str, ...]:
-    """Landlock (Linux 5.13): no file is opened for writing, made or removed, no program run; later versions also bind
-    truncation (6.2), TCP, signals and abstract sockets. What is open stays open. Returns what is not forbidden."""
-    if not sys.platform.startswith("linux"):
-        return ("writing",)
-    libc = ctypes.CDLL(None, use_errno=True)
-    call: Callable[..., Any] = libc.syscall
-    call.restype = ctypes.c_long  # type: ignore[attr-defined]
-    version = call(_CREATE, None, ctypes.c_size_t(0), 1)
-    if version < 1:
-        return ("writing",)
-    rights = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
-    rules = _Ruleset(((1 << rights) - 1) & ~_READ, 0b11, 0b11)
-    size = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = call(_CREATE, ctypes.byref(rules), ctypes.c_size_t(size), 0)
-    if ruleset < 0:
-        return ("writing",)
-    try:
-        bound = libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 and call(_RESTRICT, ctypes.c_int(ruleset), 0) == 0
-        return ("writing",) if not bound else ("cutting files short",) if version < 3 else ()
-    finally:
-        os.close(ruleset)
+    """No file is opened for writing, made or removed, no program run. Returns what is not forbidden."""
+    version = landlock.restrict(kept=landlock.READ, scoped=True)
+    return ("writing",) if version == 0 else ("cutting files short",) if version < 3 else ()
