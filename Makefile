@@ -10,11 +10,11 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: help demo test test-slow check bench docs venv locked lock clean
+.PHONY: help demo test test-slow check bench docs venv venv-ci locked lock clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-slow | check | bench | docs | venv | locked | lock | clean   (see CONTRIBUTING.md)"
+	@echo "make demo | test | test-slow | check | bench | docs | venv | venv-ci | locked | lock | clean   (see CONTRIBUTING.md)"
 
 demo: .venv/.goodnet
 	$(BIN)/goodnet demo --out goodnet-demo --overwrite
@@ -41,6 +41,9 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 venv: .venv/.dev
+
+# and what its slowest to install tests want: the documentation's tools, an MLflow server
+venv-ci: .venv/.ci
 
 # .venv with exactly the versions of requirements.lock, each checked by its hash. torch is pinned by its version alone: its
 # hash hangs on where it comes from (PyPI, or torch's own CPU and CUDA indexes).
@@ -83,4 +86,9 @@ clean:
 
 .venv/.docs: .venv/.goodnet
 	$(PIP) --quiet -e ".[docs]"
+	@touch $@
+
+# Not `-e .`, which would take goodnet away for a moment: CI runs its checks meanwhile. It is there, so pip adds the extras.
+.venv/.ci: .venv/.dev
+	$(PIP) --quiet "goodnet[docs,mlflow-test]"
 	@touch $@
