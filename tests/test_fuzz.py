@@ -50,7 +50,7 @@ def test_readers_survive_damaged_files(files: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_readers_survive_more_damaged_files(files: Path, tmp_path: Path) -> None:
-    survived(600, files, tmp_path, seed=1)
+    survived(300, files, tmp_path, seed=1)
 
 
 def test_every_fault_is_found(tmp_path: Path) -> None:

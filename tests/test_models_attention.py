@@ -126,11 +126,12 @@ FAST = [
     ("attention alone", 13, True), ("attention by hand", 11, False),
     ("encoder, images second", False), ("attention by hand", False), ("attention alone", True),
 ]  # fmt: skip
+NEWER = ("encoder", "transformers' vit")  # of the slow tests; the other exporter is what most files come from
 
 
 def sampled(cases: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Each kind of net and each exporter once; the other combinations are slow tests."""
-    return [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in cases]
+    """Each kind of net and each exporter once; the other combinations are thorough tests."""
+    return [pytest.param(*case, marks=() if case in FAST else pytest.mark.thorough) for case in cases]
 
 
 def stirred(name: str) -> nn.Module:
@@ -174,8 +175,9 @@ def test_what_the_older_exporter_writes(name: str, opset: int, fixed: bool, tmp_
     compared(path, net, 3 if fixed else 5, runtime=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in NEWER else pytest.mark.thorough) for name in NETS]
+)
 def test_what_the_newer_exporter_writes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript", reason="PyTorch's newer ONNX exporter needs onnxscript, which is not installed")
     net, path = stirred(name), tmp_path / "net.onnx"

@@ -110,7 +110,7 @@ def chain(seed: int) -> Any:
     return model(nodes, constants, shape=(BATCH, *SHAPE[1:]))
 
 
-@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.slow) for block in (1, 2, 3))])
+@pytest.mark.parametrize("block", [0, *(pytest.param(block, marks=pytest.mark.thorough) for block in (1, 2, 3))])
 def test_random_chains_are_right_or_refused(block: int, tmp_path: Path) -> None:
     x = np.random.default_rng(block).random(SHAPE, np.float32)
     right = refused = 0
