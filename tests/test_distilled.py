@@ -55,7 +55,7 @@ def test_a_label_beside_the_flagged_one_is_unlearned_too() -> None:
     fit, choose = pictures(60, seed=2), pictures(60, seed=3)
     rates = []
     for further in ((), (3,)):
-        method = replace(SHORT, further_search=SEARCH, further_batch=16)
+        method = replace(SHORT, further_search=SEARCH, further_batch=16, settle=0)
         found = method(net, fit, choose, triggers=(), labels=[1], further=further, seed=0)
         assert {trigger.target for trigger in found.strong} == {1, *further}
         rates.append(float((found.classifier.predict(trigger.apply(test)) == 3).double().mean()))
