@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, str]] = {
     "model is a Git LFS pointer": ("scan pointer.pt --clean clean.npz --arch mlp", "git lfs pull"),
     "model is packed": ("scan net.tar.gz --clean clean.npz --arch mlp", "unpack it"),
     "picture and net swapped": ("predict a.png good.safetensors", "expected a net, got a single picture"),
-    "model is the data, HDF5": ("scan data.h5 --clean clean.npz --arch mlp", "'data', 'label'; is it the data, not the net"),
+    "model is the data, HDF5": ("scan data.h5 --clean clean.npz --arch mlp", "'label'; is it the data, not the net"),
     "model is the data": ("scan clean.npz --clean clean.npz --arch mlp", "clean.npz"),
     "truncated pt": ("scan cut.pt --clean clean.npz --arch mlp", "cut.pt"),
     "truncated h5": ("scan cut.h5 --clean clean.npz --arch mlp", "cut off: "),
