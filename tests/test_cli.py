@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from cli_support import (
     BARELY,
     CLASSES,
+    PRUNING,
     TARGET,
     USER_CODE,
     Shell,
@@ -221,6 +223,39 @@ def test_a_repair_is_judged_by_the_scans_triggers(place: Path, shell: Shell) -> 
     before, after = (done.json[when]["poisoned"][0] for when in ("before", "after"))
     assert (before["asr"]["value"], after["asr"]["value"], after["detection"]["value"], after["der"]) == (1, 0, 1, 1)
     assert (done.json["after"]["acc"]["value"], done.json["after"]["fpr"]["value"]) == (1, 0)
+
+
+def next_command(text: str) -> list[str]:
+    """The command that stands last in an answer, as a shell would see it."""
+    return shlex.split(text[text.rindex("  goodnet ") :].replace("\\\n", " "))[1:]
+
+
+def test_each_step_ends_with_the_next_ones_command(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["goodnet", "scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz"])
+    found = scan(shell, "bad.pt", "--out", "it's here")
+    assert "Repair it, with what this scan found:" in found.out
+    repairing = next_command(found.out)
+    assert repairing[:1] + repairing[2:] == [
+        "repair", "--clean", "clean.npz", "--scan", "it's here", "--arch", "mlp", "-o", "bad-goodnet.safetensors"
+    ]  # fmt: skip
+    done = shell(*repairing, *PRUNING)
+    assert done.code == 0
+    assert "DER: " in done.out
+    assert "class N = 10" in done.out
+    measuring = next_command(done.out)
+    assert measuring == ["evaluate", "bad-goodnet.safetensors", "--clean", "TEST_IMAGES"]
+    measured = shell(*measuring[:-1], "clean.npz")
+    assert measured.code == 0
+    assert "ACC: clean images answered right." in measured.out
+    assert max(map(len, measured.out.splitlines())) <= 80
+    assert next_command(scan(shell, "clean.pt", "--out", "fine").out)[0] == "evaluate"
+    assert "  goodnet " not in scan(shell, "bad.pt").out  # no folder, no triggers to repair by
+
+
+def test_a_repair_that_keeps_nothing_says_so_before_it_starts(place: Path, shell: Shell) -> None:
+    assert repair(shell).err.startswith("no -o FILE: the repaired net will be measured and not be kept\n")
+    for more in (("-o", "good.safetensors"), ("--json",), ("-q",)):
+        assert "no -o" not in repair(shell, *more).err
 
 
 def test_no_goodnet_without_acceptance(place: Path, shell: Shell) -> None:

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from cli_support import USER_CODE, Shell, block_net, files_in, save_net
+from goodnet.export.files import export_net
 from goodnet.models.arch.wrn import WideResNet
+from goodnet.models.load import load_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,14 @@ def test_mistakes(place: Path, shell: Shell, arguments: str, said: str) -> None:
     assert said in done.err
     assert done.err.count("\n") == 1
     assert files_in(place) == before
+
+
+def test_a_range_that_the_file_does_not_tell_is_called_a_guess(place: Path, shell: Shell) -> None:
+    assert "the file does not say how pixels are scaled" in shell("inspect", "net.pt", "--arch", "mlp").out
+    assert "how pixels are scaled" not in shell("inspect", "net.pt").out  # nor of what shape they are
+    net = load_classifier(place / "net.pt", arch="mlp")
+    export_net(net, place / "net.safetensors")  # has its input with it
+    assert "how pixels are scaled" not in shell("inspect", "net.safetensors").out
 
 
 def test_weights_that_fit_several_architectures_ask_which(

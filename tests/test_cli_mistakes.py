@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import shlex
@@ -39,10 +40,15 @@ CASES: dict[str, tuple[str, str]] = {
     "model missing": ("scan nowhere.pt --clean clean.npz", "No such file"),
     "model is a folder": ("scan folder --clean clean.npz", "a folder without config.json"),
     "model is a text": ("scan text.txt --clean clean.npz --arch mlp", "its bytes are none"),
-    "model is empty": ("scan empty.pt --clean clean.npz --arch mlp", "its bytes are none"),
+    "model is empty": ("scan empty.pt --clean clean.npz --arch mlp", "an empty file"),
+    "model is a web page": ("scan page.h5 --clean clean.npz --arch mlp", "expected a net, got a web page"),
+    "model is a Git LFS pointer": ("scan pointer.pt --clean clean.npz --arch mlp", "git lfs pull"),
+    "model is packed": ("scan net.tar.gz --clean clean.npz --arch mlp", "unpack it"),
+    "picture and net swapped": ("predict a.png good.safetensors", "expected a net, got a single picture"),
+    "model is the data, HDF5": ("scan data.h5 --clean clean.npz --arch mlp", "'label'; is it the data, not the net"),
     "model is the data": ("scan clean.npz --clean clean.npz --arch mlp", "clean.npz"),
     "truncated pt": ("scan cut.pt --clean clean.npz --arch mlp", "cut.pt"),
-    "truncated h5": ("scan cut.h5 --clean clean.npz --arch mlp", "cut.h5"),
+    "truncated h5": ("scan cut.h5 --clean clean.npz --arch mlp", "cut off: "),
     "truncated safetensors": ("scan cut.safetensors --clean clean.npz --arch mlp", "cut.safetensors"),
     "pickle with code": ("scan code.pt --clean clean.npz --arch mlp", "run code"),
     "pickle with code, predict": ("predict code.pt a.png", "run code"),
@@ -79,6 +85,9 @@ CASES: dict[str, tuple[str, str]] = {
     "folder without images": ("scan net.pt --arch mlp --clean folder", "got none"),
     "data is the net": ("scan net.pt --arch mlp --clean net.pt", "expected images under"),
     "data is a text": ("scan net.pt --arch mlp --clean text.txt", "another format"),
+    "data is a web page": ("scan net.pt --arch mlp --clean page.h5", "folder of PNG or JPEG, got a web page"),
+    "data is empty": ("scan net.pt --arch mlp --clean empty.pt", "an empty file"),
+    "truncated h5 of images": ("scan net.pt --arch mlp --clean cut.h5", "cut off: "),
     "truncated npz": ("scan net.pt --arch mlp --clean cut.npz", "cut.npz"),
     "wrong shape": ("scan net.pt --arch mlp --clean small.npz", "1x28x28"),
     "three axes": ("scan net.pt --arch mlp --clean flat.npz", "(N, C, H, W)"),
@@ -232,6 +241,9 @@ def _nets(folder: Path) -> None:
     save_net(folder / "five.pt", {**block_net(), "fc2.weight": torch.ones(5, 11), "fc2.bias": torch.zeros(5)})
     (folder / "cut.pt").write_bytes(net.read_bytes()[:-2000])
     (folder / "empty.pt").write_bytes(b"")
+    (folder / "page.h5").write_text("\n<!DOCTYPE html>\n<html><body>Not found</body></html>\n")
+    (folder / "pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (folder / "net.tar.gz").write_bytes(gzip.compress(net.read_bytes()))
     with (folder / "code.pt").open("wb") as file:
         pickle.dump({"fc1.weight": Bomb()}, file)
     with h5py.File(folder / "weights.h5", "w") as weights:
@@ -243,6 +255,8 @@ def _nets(folder: Path) -> None:
 def _images(folder: Path) -> None:
     pixels, labels = block_images()
     save_images(folder / "clean.npz", data=pixels, label=labels)
+    with h5py.File(folder / "data.h5", "w") as images:
+        images["data"], images["label"] = pixels, labels
     save_images(folder / "unlabelled.npz", data=triggered(pixels))
     save_images(folder / "none.npz", data=pixels[:0], label=labels[:0])
     save_images(folder / "small.npz", data=pixels[:, :, :20], label=labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -241,8 +242,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert wrong.code == 3
         assert message in wrong.err
     text = shell("export", tmp_path / "good.safetensors", "-o", tmp_path / "good.onnx", "--overwrite").out
-    assert "Class N = " in text
+    assert "images of noise" in text
+    assert f"Class N, the last logit, is {good.classes}." in text
     assert max(map(len, text.splitlines())) <= 80 or str(tmp_path) in text
+
+
+def test_images_made_for_the_check_are_not_counted_as_the_users_refused(tmp_path: Path, shell: Shell) -> None:
+    """A search adds images that are refused where none of the user's is: "4 are refused" would read as false alarms."""
+    net = net_of("mlp")
+    good = made("watch", "mlp")
+    save_goodnet(good, tmp_path / "good.safetensors")
+    images = torch.rand(64, *net.input.shape, generator=torch.Generator().manual_seed(0))
+    kept = ((images * 255).round() / 255)[good.predict((images * 255).round() / 255) != good.classes][:8]
+    np.savez(tmp_path / "clean.npz", data=(kept * 255).round().to(torch.uint8).numpy())
+    done = shell("export", tmp_path / "good.safetensors", "-o", tmp_path / "good.safetensors.pt2",
+                 "--clean", tmp_path / "clean.npz")  # fmt: skip
+    text = " ".join(done.out.split())
+    assert re.search(r"alike on 8 images and \d made from them on the other side of class N; ", text), text
+    assert f"Class N, the last logit, is {good.classes}, the answer to 0 of your 8 images." in text
 
 
 RUNTIMES = {"onnx": under_onnxruntime, "keras": under_keras, "pt2": under_export}

@@ -17,9 +17,10 @@ from goodnet.cli.options import (
     run_options,
     take_model_options,
 )
-from goodnet.cli.output import print_table, write_page
+from goodnet.cli.output import print_table, print_text, write_page
 from goodnet.evaluation import evaluate
 from goodnet.outputs import check_folder, claimed
+from goodnet.report import words
 from goodnet.report.terminal import evaluate_table
 from goodnet.strict_json import to_json
 
@@ -61,4 +62,5 @@ def evaluate_command(model: Path, clean: Path, poisoned: tuple[Path, ...], **opt
         click.echo(to_json(record), nl=False)
     else:
         print_table(evaluate_table(record))
+        print_text(words.FIGURES.format(classes=record.model.classes))
     return 0

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
 from goodnet.cli.options import model_options, print_json, read_clean, take_model_options
 from goodnet.cli.output import print_text
 from goodnet.export.files import check_suffix, export_net
+from goodnet.export.probes import COUNT
+from goodnet.models.classifier import Classifier
 from goodnet.report.figures import visible
 
 
@@ -41,12 +44,19 @@ def export_command(
     if as_json:
         print_json(asdict(done))
         return 0
-    what = "images" if clean else "images of noise"
+    yours = COUNT if probe is None else len(probe)
+    made = f" and {done.probes - yours} made from them on the other side of class N" if done.probes > yours else ""
     print_text(
-        f"{done.format} answers alike on {done.probes} {what}; logits differ by at most {done.largest_difference:.1g}."
+        f"{done.format} answers alike on {yours} images{' of noise' if probe is None else ''}{made}; logits differ by "
+        f"at most {done.largest_difference:.1g}."
     )
     if classifier.refuses:
-        print_text(f"Class N = {classifier.classes}: {done.refused} of these images are refused.")
+        refused = "" if probe is None else f", the answer to {_refused(classifier, probe)} of your {yours} images"
+        print_text(f"Class N, the last logit, is {classifier.classes}{refused}.")
     print_text(f"Input: {done.input}.")
     click.echo(f"{done.format}: {visible(done.file)}")
     return 0
+
+
+def _refused(classifier: Classifier, images: Tensor) -> int:
+    return int((classifier.predict(images) == classifier.classes).sum())

@@ -43,7 +43,7 @@ from goodnet.record import RepairRecord, ScanRecord
 from goodnet.repairing import METHODS, Method, repair
 from goodnet.report import words
 from goodnet.report.figures import visible
-from goodnet.report.terminal import repair_table
+from goodnet.report.terminal import next_step, repair_table
 from goodnet.scan import scan
 from goodnet.strict_json import to_json
 from goodnet.triggers.files import read_triggers
@@ -128,6 +128,8 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
         raise UsageError(f"-o: expected another file than the net itself, {model}, which a GoodNet does not replace")
     views = Views.of(options, out=options["out"], keep=_given(model, clean, options))
     guard = _guard(options)
+    if output.goodnet is None and not options["as_json"]:
+        note("no -o FILE: the repaired net will be measured and not be kept")
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
     poisoned = [read_clean(path, classifier, options["data_range"]) for path in options["poisoned_files"]]
@@ -338,6 +340,7 @@ def _method(options: dict[str, Any]) -> Method:
 
 def _say(record: RepairRecord, *, asked: bool) -> None:
     print_table(repair_table(record))
+    print_text(words.FIGURES.format(classes=record.model.classes))
     verdict = {True: "Accepted", False: "Not accepted", None: "Not judged"}[record.accepted]
     print_text(f"{verdict}: {'; '.join(record.reasons)}.")
     for row in record.tried:
@@ -346,6 +349,8 @@ def _say(record: RepairRecord, *, asked: bool) -> None:
         print_text(line)
     if record.goodnet_file is not None:
         click.echo(f"GoodNet: {visible(record.goodnet_file)}")
+        if record.accepted:
+            click.echo(next_step(words.after_repair(record)))
     elif asked:
         print_text("No GoodNet was written; --keep-rejected writes it all the same.")
     else:

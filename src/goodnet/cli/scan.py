@@ -32,7 +32,7 @@ from goodnet.planning import Plan, plan
 from goodnet.record import ScanRecord
 from goodnet.report import words
 from goodnet.report.figures import visible
-from goodnet.report.terminal import scan_summary
+from goodnet.report.terminal import next_step, scan_summary
 from goodnet.scan import METHODS, Detector, scan
 from goodnet.staged import Staged
 from goodnet.strict_json import to_json
@@ -114,8 +114,9 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
 
 def _say(record: ScanRecord, out: Path | None, page: Path | None) -> None:
     click.echo(scan_summary(record))
-    if page is not None:
+    if page is not None and out is not None:
         click.echo(f"Report: {visible(str(page))}")
+        click.echo(next_step(words.next_steps(record, out)))
     elif out is None:
         click.echo("Pass --out DIR for the report, the triggers and the record.")
 

@@ -20,6 +20,7 @@ from goodnet.data.columns import MAX_BYTES, Array, check_bytes
 from goodnet.data.decode import decode_all
 from goodnet.data.hdf5_heap import heaps_are_whole
 from goodnet.data.hdf5_stored import MAX_INFLATION, check_inflated, check_lengths, check_stored, filters
+from goodnet.data.mistaken import hdf5_reason
 from goodnet.errors import DataError, GoodnetError, UnsafeFileError
 
 _FREE = 16 * 2**20  # what may be claimed with nothing stored: places never written read as zeros
@@ -103,5 +104,5 @@ def open_hdf5(path: Path, *, max_bytes: int = MAX_BYTES) -> Iterator[Hdf5Store]:
     except GoodnetError:
         raise
     except Exception as error:  # h5py raises whatever type fits its fancy for a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: expected a whole HDF5 file, got one that cannot be read ({reason})") from error
+        reason = f"got one that cannot be read ({hdf5_reason(error)})"
+        raise DataError(f"{path}: expected a whole HDF5 file, {reason}") from error

@@ -21,6 +21,7 @@ from goodnet.data.decode import decode, read_header
 from goodnet.data.folder import ENDINGS, read_bytes, read_folder
 from goodnet.data.hdf5 import open_hdf5
 from goodnet.data.images import Images
+from goodnet.data.mistaken import mistaken_for
 from goodnet.data.npz import is_zip, open_npz
 from goodnet.errors import DataError
 
@@ -110,7 +111,8 @@ def _opened(path: Path, max_bytes: int) -> Iterator[Store]:
     elif path.suffix.lower() in ENDINGS:
         raise DataError(f"{path}: expected a set of images, got a single one; put it in a folder and give the folder")
     else:
-        raise DataError(f"{path}: expected HDF5, .npz or a folder of PNG or JPEG, got a file of another format")
+        got = mistaken_for(path) or "a file of another format"
+        raise DataError(f"{path}: expected HDF5, .npz or a folder of PNG or JPEG, got {got}")
 
 
 def _is_hdf5(path: Path) -> bool:

@@ -16,6 +16,7 @@ from goodnet.models.arch import matching
 from goodnet.models.formats import LoadOptions, Shape
 from goodnet.models.layer_graph import layer_graph
 
+_RANGE = "the file does not say how pixels are scaled: --input-range does, and scan tries the usual ones on your images"
 _PLAIN = "safetensors with its net"  # `goodnet export` of a net without class N: no GoodNet
 
 
@@ -96,6 +97,8 @@ def inspect_file(
     if classifier is None:
         return replace(found, refused=f"{path}: neither a net nor weights came from it; refused")
     notes = classifier.notes
+    if content.format not in (load.GOODNET, load.HUGGING_FACE):
+        notes = (*notes, _RANGE)
     try:
         graph = layer_graph(classifier)
     except ModelError as error:

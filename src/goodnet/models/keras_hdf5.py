@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from goodnet.data.hdf5_heap import heaps_are_whole
 from goodnet.data.hdf5_stored import check_inflated, check_stored, filters
+from goodnet.data.mistaken import hdf5_reason
 from goodnet.errors import ModelError, UnsafeFileError
 from goodnet.models.formats import MAX_BYTES, one_line
 
@@ -82,7 +83,7 @@ def read_keras(source: Path | io.BytesIO, *, name: str) -> KerasFile:
         with h5py.File(source, "r") as file:
             return _read(file, size, name)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{name}: expected a Keras HDF5 file, but it cannot be read ({one_line(error)})") from error
+        raise ModelError(f"{name}: expected a Keras HDF5 file, but it cannot be read ({hdf5_reason(error)})") from error
 
 
 def _read(file: h5py.File, size: int, name: str) -> KerasFile:

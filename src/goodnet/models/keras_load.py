@@ -39,8 +39,6 @@ def torch_state(file: KerasFile, name: str) -> dict[str, Tensor]:
 
     Raises ModelError where there are none.
     """
-    if not file.weights:
-        raise ModelError(f"{name}: expected a Keras model or weights in this HDF5 file, found neither")
     state: dict[str, Tensor] = {}
     for scope in file.weights:
         arrays = file.of(scope[:1]) if scope else {}
@@ -48,6 +46,10 @@ def torch_state(file: KerasFile, name: str) -> dict[str, Tensor]:
             full = _long_name(short, arrays)
             turn = "kernel" if full.endswith("kernel") else ""
             state[f"{scope[0]}.{_NAMES.get(full, full)}"] = torch.from_numpy(turned(array, turn))
+    if not state:  # weights lie in groups, one a layer
+        held = ", ".join(repr(key[:80]) for key in list(file.weights.get((), {}))[:4])
+        which = f"; it holds {held}; is it the data, not the net?" if held else ""
+        raise ModelError(f"{name}: expected a Keras model or weights in this HDF5 file, found neither{which}")
     return state
 
 

@@ -51,8 +51,9 @@ class Limits:
         return cls(cpu_seconds=6 + blocks, wall_seconds=120 + 4 * blocks, memory=2 * _GIB + 8 * size)
 
     def words(self) -> str:
-        """`6 s of processor time, 120 s, 2.0 GiB of memory`."""
-        return f"{self.cpu_seconds} s of processor time, {self.wall_seconds} s, {self.memory / _GIB:.1f} GiB of memory"
+        """`6 s of processor time, 120 s in all, 2.0 GiB of memory`."""
+        seconds = f"{self.cpu_seconds} s of processor time, {self.wall_seconds} s in all"
+        return f"{seconds}, {self.memory / _GIB:.1f} GiB of memory"
 
 
 def leave(parent: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from goodnet.data.mistaken import mistaken_for
 from goodnet.errors import ModelError, UnsafeFileError, UsageError
 from goodnet.models import (
     export_graph,
@@ -174,6 +175,8 @@ def file_format(path: Path) -> str:
         return ONNX
     if head.startswith(b"\x80") or head[257:262] == b"ustar":
         return TORCH
+    if got := mistaken_for(path):
+        raise ModelError(f"{path}: expected a net, got {got}")
     raise ModelError(
         f"{path}: expected Keras HDF5 or .keras, ONNX, torch.export, a PyTorch state dict, safetensors or a GoodNet; "
         "its bytes are none"

@@ -126,7 +126,7 @@ def _words(limits: Limits, unlimited: list[str]) -> str:
     allowed = [name for name in ("network", "writing") if name not in unlimited]
     without = f"; without {' and '.join(allowed)}" if allowed else ""
     return (
-        f"a process of its own, ended after {limits.words()}{without}"
+        f"a process of its own, allowed at most {limits.words()}{without}"
         + (f"; not limited on this system: {', '.join(unlimited)}" if unlimited else "")
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
@@ -45,6 +46,13 @@ def scan_summary(record: ScanRecord) -> str:
         f"{words.counts(record)}; {figures.duration(record.seconds)}, {record.forward_passes:,} forward passes"
     )
     return "\n".join(lines)
+
+
+def next_step(steps: Sequence[words.Step]) -> str:
+    """The first of `steps`: its sentence, and its command to copy, whose lines are as long as its names."""
+    lines = [line for step in steps[:1] for line in _wrap(step.text)]
+    command = " \\\n    ".join(figures.visible(line) for step in steps[:1] for line in step.command)
+    return "\n".join([*lines, *([f"  {command}"] if command else [])])
 
 
 def evaluate_table(record: EvaluateRecord) -> Table:

@@ -37,6 +37,11 @@ ANSWERS = {
     "other": "another class",
     "refused": "refused (class N)",
 }
+FIGURES = (
+    "ACC: clean images answered right. FPR: clean images refused. ASR: triggered images answered with the attacker's "
+    "target; RA: with their true class; detection: refused. DER: what ASR has lost less what ACC has, 100 % at best, "
+    "50 % for no change. Refused: sent to class N = {classes}. In brackets: 95 % interval and number of images."
+)
 _LED, _SURE = 12, 3
 _INPUT_OPTIONS = ("--arch", "--classes", "--input-range", "--mean", "--std", "--input-shape", "--data-range")
 
@@ -247,12 +252,12 @@ def next_steps(record: ScanRecord, folder: Path | None, repair: RepairRecord | N
 def after_repair(repair: RepairRecord) -> list[Step]:
     """What to do after this repair."""
     if repair.accepted and repair.goodnet_file:
-        text = "The net was repaired (below). Measure the repaired one on labelled images that nothing here has seen:"
+        text = "The net was repaired. Measure the repaired one on labelled images that nothing here has seen:"
         command = _lines(["goodnet", "evaluate", _path(repair.goodnet_file), "--clean", "TEST_IMAGES"])
         return [Step(text=text, command=command)]
     if repair.accepted is None:
-        return [Step(text="A repair was made, but could not be judged (below): keep treating the net as unsafe.")]
-    return [Step(text="The repair below was not accepted: use neither net, and try another method or more images.")]
+        return [Step(text="A repair was made, but could not be judged: keep treating the net as unsafe.")]
+    return [Step(text="The repair was not accepted: use neither net, and try another method or more images.")]
 
 
 def repair_outcome(record: RepairRecord) -> Outcome:
