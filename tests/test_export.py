@@ -17,8 +17,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from cli_support import Shell, block_net, save_net
+from docs_blocks import all_blocks
 from goodnet.errors import ModelError, UsageError
 from goodnet.export import export_net, save_goodnet, transaction
 from goodnet.models.classifier import Classifier
@@ -260,6 +262,24 @@ def test_images_made_for_the_check_are_not_counted_as_the_users_refused(tmp_path
     text = " ".join(done.out.split())
     assert re.search(r"alike on 8 images and \d made from them on the other side of class N; ", text), text
     assert f"Class N, the last logit, is {good.classes}, the answer to 0 of your 8 images." in text
+
+
+def test_what_the_page_says_to_run_answers_as_predict_does(tmp_path: Path, shell: Shell) -> None:
+    """docs/formats.md, in a process that has neither goodnet nor torch."""
+    good = made("watch", "deepid")
+    export_net(good, tmp_path / "good.onnx")
+    save_goodnet(good, tmp_path / "good.safetensors")
+    (block,) = (block for block in all_blocks() if block.page == "docs/formats.md" and "onnxruntime" in block.body)
+    seen = set()
+    for turn, image in enumerate(transaction.probe_images(good, None)[-8:]):
+        face = tmp_path / "face.png"
+        Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(face)
+        program = "import sys\nsys.modules.update(goodnet=None, torch=None)\n" + block.body
+        ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        told = shell("predict", tmp_path / "good.safetensors", face, "--json").json[0]
+        assert ran.stdout == f"{'triggered' if told['triggered'] else told['class']}\n", turn
+        seen.add(told["triggered"])
+    assert seen == {True, False}
 
 
 RUNTIMES = {"onnx": under_onnxruntime, "keras": under_keras, "pt2": under_export}

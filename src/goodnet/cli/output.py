@@ -52,8 +52,9 @@ def print_table(table: Table) -> None:
 
 def print_text(text: str) -> None:
     """A sentence or two, wrapped; no control character in it reaches the terminal."""
-    for line in textwrap.wrap(visible(text), WIDTH, break_on_hyphens=False):
-        click.echo(line)
+    tied = visible(text).replace(" %", "\u00a0%")  # a figure stays on one line with its sign
+    for line in textwrap.wrap(tied, WIDTH, break_on_hyphens=False):
+        click.echo(line.replace("\u00a0", " "))
 
 
 def write_curve(record: RepairRecord, folder: Path | None) -> None:
