@@ -128,15 +128,14 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
         raise UsageError(f"-o: expected another file than the net itself, {model}, which a GoodNet does not replace")
     views = Views.of(options, out=options["out"], keep=_given(model, clean, options))
     guard = _guard(options)
-    if output.goodnet is None and not options["as_json"]:
-        note("no -o FILE: the repaired net will be measured and not be kept")
     classifier = model_opts.load(model)
     images = read_clean(clean, classifier, options["data_range"])
     poisoned = [read_clean(path, classifier, options["data_range"]) for path in options["poisoned_files"]]
     surrogate = None
     if options["surrogate"] is not None:  # its labels are of people, or things, that the net need not know
         surrogate = read_images(options["surrogate"], data_range=options["data_range"])
-    with progress.shown(options["as_json"]) as report, claimed(options["out"]):
+    with progress.shown(options["as_json"]) as shown, claimed(options["out"]):
+        report = shown if output.goodnet is not None or options["as_json"] else _told_first(shown)
         given = (options["scan_folder"], options["triggers_file"]) != (None, None)
         found, seed, scanned = (
             _scanned(classifier, images, options, report) if automatic and not given else _found(classifier, options)
@@ -167,6 +166,20 @@ def repair_command(model: Path, clean: Path, **options: Any) -> int:
         else:
             _say(record, asked=output.goodnet is not None)
     return words.exit_code(record)
+
+
+def _told_first(report: Progress) -> Progress:
+    """Says, once all input is known to be right and work begins, that nothing will be kept."""
+    told = False
+
+    def moved(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            note("no -o FILE: the repaired net will be measured and not be kept")
+        report(stage, done, total)
+
+    return moved
 
 
 def _given(model: Path, clean: Path, options: dict[str, Any]) -> list[Path]:
