@@ -42,7 +42,7 @@ docs: .venv/.docs
 
 venv: .venv/.dev
 
-# and what its slowest to install tests want: the documentation's tools, an MLflow server
+# and what some tests want beside it: the documentation's tools, a Jupyter kernel, an MLflow server
 venv-ci: .venv/.ci
 
 # .venv with exactly the versions of requirements.lock, each checked by its hash. torch is pinned by its version alone: its
@@ -90,5 +90,5 @@ clean:
 
 # Not `-e .`, which would take goodnet away for a moment: CI runs its checks meanwhile. It is there, so pip adds the extras.
 .venv/.ci: .venv/.dev
-	$(PIP) --quiet "goodnet[docs,mlflow-test]"
+	$(PIP) --quiet "goodnet[docs,notebooks,mlflow-test]"
 	@touch $@
