@@ -42,7 +42,7 @@ docs: .venv/.docs
 
 venv: .venv/.dev
 
-# and what its slowest to install tests want: the documentation's tools, an MLflow server
+# and what some tests want beside it: the documentation's tools, an MLflow server
 venv-ci: .venv/.ci
 
 # .venv with exactly the versions of requirements.lock, each checked by its hash. torch is pinned by its version alone: its

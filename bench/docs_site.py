@@ -1,11 +1,13 @@
-"""MkDocs hook: the root's pages join those of docs/, and links between files become links between pages.
+"""MkDocs hook: the root's pages and the notebooks join those of docs/; links between files become links between pages.
 
 On a code host a page links to files of the checkout, as `../SECURITY.md` or `../examples/csaw.py`. On the site docs/ is
-the root and the root's own pages lie beside it; what is no page there (source code) stays as its text.
+the root and the root's own pages lie beside it; what is no page there (source code) stays as its text. A notebook's
+page has its text and its code; outputs are not kept, so there are none to show.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -38,15 +40,30 @@ def _link(match: re.Match[str], page: str) -> str:
     if file not in ROOT_PAGES and not file.startswith("docs/"):
         return match["text"]
     there = posixpath.relpath(file.removeprefix("docs/"), posixpath.dirname(page) or ".")
+    if there.endswith(".ipynb"):
+        there = there.removesuffix("ipynb") + "md"
     return f"{match['image']}[{match['text']}]({there}{match['anchor'] or ''})"
 
 
+def notebook_page(notebook: str, name: str) -> str:
+    """A notebook's cells as a page's Markdown; `name` is that of its file, which lies beside the page."""
+    title, *cells = json.loads(notebook)["cells"]
+    parts = ["".join(title["source"]), f'To run it: <a href="{name}" download>{name}</a>.']
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+    return "\n\n".join(parts) + "\n"
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the root's pages."""
+    """Adds the root's pages and the notebooks'."""
     from mkdocs.structure.files import File
 
     for name in ROOT_PAGES:
         files.append(File.generated(config, name, content=(ROOT / name).read_text(encoding="utf-8")))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        content = notebook_page(path.read_text(encoding="utf-8"), path.name)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
     return files
 
 

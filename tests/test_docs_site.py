@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from bench.docs_site import relinked
+from bench.docs_site import notebook_page, relinked
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -99,6 +100,8 @@ def test_links_of_the_checkout_become_links_of_the_site() -> None:
         ("guides/gate.md", "[a](../../SECURITY.md)", "[a](../SECURITY.md)"),
         ("design/decision.md", "![a](../images/detection.svg)", "![a](../images/detection.svg)"),
         ("csaw.md", "see [`csaw.py`](../examples/csaw.py).", "see `csaw.py`."),
+        ("guides/vet.md", "[a](../notebooks/vet.ipynb)", "[a](../notebooks/vet.md)"),
+        ("notebooks/vet.md", "[a](repair.ipynb)", "[a](repair.md)"),
         ("csaw.md", "[a](https://arxiv.org/abs/1) [b](#c)", "[a](https://arxiv.org/abs/1) [b](#c)"),
         (
             "csaw.md",
@@ -110,6 +113,21 @@ def test_links_of_the_checkout_become_links_of_the_site() -> None:
         assert relinked(text, page) == wanted
 
 
+def test_a_notebook_becomes_a_page() -> None:
+    cells = [("markdown", ["# Title\n", "said"]), ("code", ["x = 1\n", "x"]), ("markdown", ["more"])]
+    text = json.dumps({"cells": [{"cell_type": kind, "source": source} for kind, source in cells]})
+    page = '# Title\nsaid\n\nTo run it: <a href="a.ipynb" download>a.ipynb</a>.\n\n```python\nx = 1\nx\n```\n\nmore\n'
+    assert notebook_page(text, "a.ipynb") == page
+
+
+def test_the_notebooks_are_on_the_site(site: Path) -> None:
+    for name, said in (("vet", "What the verdict rests on"), ("repair", "Keep and export")):
+        page = (site / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+        assert said in page
+        assert f'<a href="{name}.ipynb" download' in page
+        assert (site / "notebooks" / f"{name}.ipynb").is_file()
+
+
 def links(file: Path) -> Iterator[str]:
     text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     yield from (match[1] for match in re.finditer(r"\]\(([^)\s]+)\)", text))
@@ -117,7 +135,7 @@ def links(file: Path) -> Iterator[str]:
 
 def test_links_lead_somewhere_on_a_code_host() -> None:
     seen = 0
-    for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+    for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb"), *(ROOT / "examples").rglob("*.md")]:
         for link in links(file):
             path = link.partition("#")[0]
             if path and not elsewhere(path):
