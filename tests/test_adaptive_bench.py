@@ -257,7 +257,7 @@ def test_the_command_leaves_record_and_tables(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_digits_with_and_without_a_patch(shared_data: Path, tmp_path: Path) -> None:
     chosen = [net for net in adaptive_specs() if net.data == "mnist" and net.name.endswith(("-clean", "-patch"))]
     assert not any(needs(net, shared_data) for net in chosen)

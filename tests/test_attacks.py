@@ -264,7 +264,7 @@ def test_plant_faces_holds_together() -> None:
 @pytest.mark.parametrize(
     "triggers",
     [
-        pytest.param({"sunglasses": 5}, marks=pytest.mark.slow),
+        pytest.param({"sunglasses": 5}, marks=pytest.mark.thorough),
         pytest.param({"lipstick": 7}, marks=pytest.mark.thorough),
         pytest.param({"eyebrows": 11}, marks=pytest.mark.thorough),
         pytest.param({"lipstick": 1, "eyebrows": 5, "sunglasses": 8}, marks=pytest.mark.slow),

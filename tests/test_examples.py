@@ -40,7 +40,7 @@ def test_python_example_on_a_real_net(shared_data: Path, tmp_path: Path) -> None
     assert (tmp_path / "goodnet.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # a minute; the Python example beside it does the same steps
 def test_shell_example_on_a_real_net(shared_data: Path, tmp_path: Path) -> None:
     done = run("sh", EXAMPLES / "csaw.sh", shared_data / "faces", tmp_path / "out", LABELS="0-11")
     assert done.returncode == 0, done.stderr
