@@ -87,7 +87,7 @@ def test_a_person_scans_repairs_and_tries_pictures(browser: Browser, template: P
         page.get_by_role("link", name="Read the report").click()
     report = opened.value
     assert report.get_by_role("heading", name="Suspect").is_visible()
-    assert report.get_by_role("button", name="p-value").count() > 0  # its own script has run
+    assert report.get_by_role("button", name="p × labels").count() > 0  # its own script has run
     assert report.evaluate("self.origin") == "null"  # and could not reach ours
     report.close()
 
