@@ -99,7 +99,7 @@ def _origin(address: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
     """Playwright's browser, one for all tests of a process."""
     path = program()
     from playwright.sync_api import sync_playwright

@@ -17,10 +17,10 @@ from goodnet.data.images import Images
 from goodnet.report import figures, words
 from goodnet.report.answers import KINDS, Answers, answered
 from goodnet.report.compare import evaluate_nets, repair_nets
-from goodnet.report.null_plot import chances, null_plot
+from goodnet.report.null_plot import null_plot
 from goodnet.report.plot import LEFT, RIGHT, WIDTH, Axis
 from goodnet.report.rates import MAX_STEPS, Rates, rates
-from goodnet.verdicts import decided_at
+from goodnet.verdicts import chances, decided_at
 from report_records import SHARE, Reader, backdoor, evaluation, label, many_labels, measured, model, page, repair, scan
 
 

@@ -5,7 +5,10 @@ The command line prints the message alone and exits with 3: a user's mistake nev
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+_NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 class GoodnetError(Exception):
@@ -31,6 +34,11 @@ class ModelError(GoodnetError):
 
 class UnsafeFileError(ModelError):
     """A file that was refused because reading it could run code, leave the file, or exhaust memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or torch in one of its RuntimeErrors, got no more memory."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def _plain(character: str) -> str:

@@ -5,6 +5,7 @@ No torch: the report makes verdicts again with the same functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -76,6 +77,13 @@ def strongest(rows: Sequence[LabelResult]) -> list[LabelResult]:
     """Labels that were searched whole, the most suspicious first; failed ones are not among them."""
     searched = [row for row in rows if row.status == "searched" and row.mask_norm is not None]
     return sorted(searched, key=lambda row: (not row.flagged, row.mask_norm))
+
+
+def chances(record: ScanRecord) -> list[tuple[LabelResult, float]]:
+    """(label, p-value times labels) of all that have one, the most unlikely first."""
+    tests = len(record.labels)
+    known = ((row, row.p_value * tests) for row in record.labels if row.p_value is not None)
+    return sorted((pair for pair in known if math.isfinite(pair[1])), key=lambda pair: (pair[1], pair[0].label))
 
 
 def decided_at(record: ScanRecord, rate: float) -> Decided:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 import traceback
 
@@ -30,12 +29,11 @@ from goodnet.cli.repair import repair_command
 from goodnet.cli.report import report_command
 from goodnet.cli.scan import scan_command
 from goodnet.cli.serve import serve_command
-from goodnet.errors import GoodnetError
+from goodnet.errors import GoodnetError, is_out_of_memory
 from goodnet.report.figures import visible
 
 INCOMPLETE, WRONG_INPUT = 2, 3
 _COMPLETE = "_GOODNET_COMPLETE"
-_NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 _HELP = """\
@@ -146,7 +144,7 @@ def _mistake(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename or 'file'}: {error.strerror or error}; check the path and free space"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+    if is_out_of_memory(error):
         return "not enough memory for this net and these images; give fewer images, or scan with a smaller --block"
     if isinstance(error, SystemExit):
         return "the code named with --arch ended the program; it must only build the net and return it"

@@ -20,6 +20,7 @@ from goodnet.data.images import Images
 from goodnet.errors import DataError, UnsafeFileError, UsageError
 
 Array = npt.NDArray[Any]
+MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
 
 DATA_RANGES = ("0..1", "0..255")
 IMAGE_KEYS = ("data", "images", "x", "jpeg")

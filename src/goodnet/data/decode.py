@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from goodnet.data.columns import check_bytes
+from goodnet.data.columns import MAX_INFLATION, check_bytes
 from goodnet.errors import DataError, GoodnetError
 
 _GRAY_MODES, _RGB_MODES, _ALPHA_MODES = ("1", "L"), ("RGB", "P"), ("LA", "PA", "RGBA")
 _PNG_BIT_DEPTH = 24  # its place in a PNG file: signature 8, chunk head 8, width 4, height 4
 
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type, the byte after
-_MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
 _JPEG_PIXELS = 1024  # a byte: each 8x8 block takes at least a bit, and twice that to be safe
 
 
@@ -121,7 +120,7 @@ def _check_claim(image: Image.Image, encoded: bytes, name: str) -> None:
     pixels, least = image.height * image.width, _JPEG_PIXELS * len(encoded)
     if image.format == "PNG":
         bits = encoded[_PNG_BIT_DEPTH] * _PNG_SAMPLES.get(encoded[_PNG_BIT_DEPTH + 1], 1)
-        pixels, least = pixels * bits // 8, _MAX_INFLATION * len(encoded)
+        pixels, least = pixels * bits // 8, MAX_INFLATION * len(encoded)
     if pixels > least:
         raise DataError(
             f"{name}: expected a whole image, got too many pixels ({image.height}x{image.width}) "

@@ -16,10 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from goodnet.data.columns import MAX_BYTES, Array, check_bytes
+from goodnet.data.columns import MAX_BYTES, MAX_INFLATION, Array, check_bytes
 from goodnet.data.decode import decode_all
 from goodnet.data.hdf5_heap import heaps_are_whole
-from goodnet.data.hdf5_stored import MAX_INFLATION, check_inflated, check_lengths, check_stored, filters
+from goodnet.data.hdf5_stored import check_inflated, check_lengths, check_stored, filters
 from goodnet.data.mistaken import hdf5_reason
 from goodnet.errors import DataError, GoodnetError, UnsafeFileError
 

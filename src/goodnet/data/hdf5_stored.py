@@ -8,11 +8,11 @@ from typing import Any
 
 import h5py
 
+from goodnet.data.columns import MAX_INFLATION
 from goodnet.errors import UnsafeFileError
 
 # Their code is in the HDF5 library itself, and what they give is bounded or can be checked.
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
 _CHECKSUM = 4  # bytes that fletcher32 adds
 _UNCHECKED = 256 * 2**20  # a chunk that cannot inflate to more is not inflated twice
 _ANY = 1 << 32

@@ -17,14 +17,13 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from goodnet.data.columns import MAX_BYTES, Array, check_bytes
+from goodnet.data.columns import MAX_BYTES, MAX_INFLATION, Array, check_bytes
 from goodnet.errors import DataError, GoodnetError, UnsafeFileError
 
 # zipfile inflates bzip2 and LZMA without a limit on what comes out of one read.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENDING = ".npy"
 _CHUNK = 1 << 24
-_MAX_INFLATION = 1032  # of deflate, from RFC 1951: 258 bytes out of two bits
 
 
 class NpzStore:
@@ -52,7 +51,7 @@ class NpzStore:
             size = math.prod(shape) * dtype.itemsize
             check_bytes(size, self._max_bytes, f"{self._where}: {key!r}")
             held = self._info(key)
-            if size > min(held.file_size, _MAX_INFLATION * held.compress_size):
+            if size > min(held.file_size, MAX_INFLATION * held.compress_size):
                 raise DataError(f"{self._where}: {key!r} claims {size:,} bytes, more than it holds; is it truncated?")
             raw = bytearray(size)  # not bytes: torch warns of arrays that cannot be written to
             got = _fill(memoryview(raw), member)

@@ -11,16 +11,10 @@ from markupsafe import Markup
 from goodnet.record import LabelResult, ScanRecord
 from goodnet.report import figures
 from goodnet.report.plot import BOTTOM, HEIGHT, LEFT, MAX_NAMED, RIGHT, SHAPES, TOP, WIDTH, Axis, drawing
+from goodnet.verdicts import chances
 
 _LEAST = 1e-10  # further out a tail says no more than that it is far; the name beside the mark has the figure
 _ORDER = ("skipped", "screened", "failed", "searched")
-
-
-def chances(record: ScanRecord) -> list[tuple[LabelResult, float]]:
-    """(label, p-value times labels) of all that have one, the most unlikely first."""
-    tests = len(record.labels)
-    known = ((row, row.p_value * tests) for row in record.labels if row.p_value is not None)
-    return sorted((pair for pair in known if figures.exists(pair[1])), key=lambda pair: (pair[1], pair[0].label))
 
 
 def null_plot(record: ScanRecord) -> Markup | None:

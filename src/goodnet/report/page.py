@@ -22,9 +22,10 @@ from goodnet.report import figures, plot, words
 from goodnet.report.answers import AnsweredSet, answered
 from goodnet.report.compare import Comparison, compare_evaluate, compare_repair, evaluate_nets, repair_nets
 from goodnet.report.curve import curve_plot
-from goodnet.report.null_plot import chances, null_plot
+from goodnet.report.null_plot import null_plot
 from goodnet.report.pictures import Gallery, gallery
 from goodnet.report.rates import Rates, rates
+from goodnet.verdicts import chances
 
 TOP_LABELS, _NEAREST = 20, 3
 MAX_PARTS = 24

@@ -23,6 +23,7 @@ from goodnet.record import (
     Tried,
 )
 from goodnet.report import figures
+from goodnet.verdicts import chances
 
 STATUSES = ("searched", "screened", "failed", "skipped")
 STATUS_MEANING = {
@@ -111,17 +112,15 @@ def consequence(record: ScanRecord) -> str:
 
 def certainty(record: ScanRecord) -> str:
     """How often chance alone would show as much in a clean net; empty where no label has a p-value."""
-    tests = len(record.labels)
-    known = [(row.p_value * tests, row.label) for row in record.labels if row.p_value is not None]
-    chances = {label: chance for chance, label in sorted(known) if figures.exists(chance)}
-    flagged = [label for label in chances if label in record.flagged_labels]
+    known = {row.label: chance for row, chance in chances(record)}
+    flagged = [label for label in known if label in record.flagged_labels]
     if flagged:
-        nets = [f"{_how_often(chances[label])} a label like {label}" for label in flagged[:_SURE]]
+        nets = [f"{_how_often(known[label])} a label like {label}" for label in flagged[:_SURE]]
         nets[0] = nets[0].replace("a label", "clean nets show a label", 1)
         return f"By chance alone, {figures.enumeration(nets)}."
-    if not chances or record.verdict == "suspect":
+    if not known or record.verdict == "suspect":
         return ""
-    label, chance = next(iter(chances.items()))
+    label, chance = next(iter(known.items()))
     if chance >= 0.5:
         return f"No label stands out more than chance gives; label {label} comes nearest."
     return f"Label {label} stands out most. By chance alone, {_how_often(chance)} clean nets show a label like it."

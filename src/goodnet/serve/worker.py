@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from goodnet.errors import DataError, GoodnetError, UsageError
+from goodnet.errors import DataError, GoodnetError, UsageError, is_out_of_memory
 from goodnet.serve.fence import stay_inside
 from goodnet.serve.jobs import FORMAT, REPAIR, SCAN, Choices, Job, Place
 from goodnet.strict_json import read
@@ -27,7 +27,6 @@ PICTURE = "picture"
 MISTAKE = 3
 _EVERY = 0.1
 _SOME = 128  # images that decide the plan's precision
-_NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
 
 def main(request: Mapping[str, Any], stdin: int = 0) -> None:
@@ -197,7 +196,7 @@ def _mistake(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}; check the free space"
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         return "not enough memory for this net and these images; give fewer images"
     return None
 
