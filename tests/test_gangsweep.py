@@ -153,7 +153,7 @@ def test_a_patch_whose_place_depends_on_the_image_is_found() -> None:
     assert decide(found, 24)[0] != "clean"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_several_triggers_stand_out_and_a_clean_net_is_not_flagged() -> None:
     clean = plant_faces(None, identities=24, seed=1)
     assert not [row.label for row in scanned(clean.classifier, clean.test.images).labels if row.flagged]
