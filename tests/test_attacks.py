@@ -276,7 +276,7 @@ def test_backdoors_take_and_leave_clean_accuracy(triggers: dict[str, int]) -> No
     assert min(planted.asr.values()) >= 0.98
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_clean_net_does_not_know_the_triggers() -> None:
     planted = plant_faces(None, seed=1)
     assert planted.acc >= 0.95

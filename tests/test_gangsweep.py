@@ -134,7 +134,7 @@ def scanned(net: Classifier, test: Images) -> Detection:
     return GangSweep()(net, (x[:120], y[:120]), (x[120:180], y[120:180]), seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_patch_whose_place_depends_on_the_image_is_found() -> None:
     net, test, poisoned = net_with_a_moving_patch()
     assert share_right(net, test) > 0.95

@@ -14,10 +14,10 @@ from goodnet.repairing import repair
 from goodnet.scan import scan
 from goodnet.triggers.files import read_triggers
 
-pytestmark = pytest.mark.slow
 FIVE = (0.5,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "arch", "norm", "target"),
     [("square3x3_target5_mlp.pt", "mlp", (), 5), ("white5x5_target1_cnn.pth", "cnn", FIVE, 1)],
@@ -37,7 +37,11 @@ def some_labels(*targets: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("file", "targets"),
-    [("sunglasses_bd_weights.h5", (0,)), ("anonymous_1_bd_weights.h5", (0,)), ("clean_weights.h5", ())],
+    [
+        pytest.param("sunglasses_bd_weights.h5", (0,), marks=pytest.mark.slow),
+        pytest.param("anonymous_1_bd_weights.h5", (0,), marks=pytest.mark.thorough),
+        pytest.param("clean_weights.h5", (), marks=pytest.mark.slow),
+    ],
 )
 def test_csaw_targets_among_forty_labels(
     shared_data: Path, tmp_path: Path, file: str, targets: tuple[int, ...]
@@ -54,6 +58,7 @@ def test_csaw_targets_among_forty_labels(
         assert read_triggers(tmp_path / "triggers.npz")[0].target in targets
 
 
+@pytest.mark.slow
 def test_a_csaw_repair_is_judged_as_it_is(shared_data: Path) -> None:
     """Fine-pruning keeps accuracy and not much else: whatever it does, the record and the net must agree."""
     faces = shared_data / "faces"
