@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
@@ -19,6 +20,13 @@ from browser import browser, chromium  # noqa: F401
 
 if TYPE_CHECKING:
     from cli_support import Shell
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Slow tests begin until $GOODNET_TESTS_UNTIL (seconds since 1970); those that come later are skipped, each by name."""
+    until = os.environ.get("GOODNET_TESTS_UNTIL")
+    if until and time.time() > float(until) and item.get_closest_marker("slow"):
+        pytest.skip(f"no time left for {item.nodeid}")
 
 
 @pytest.fixture(scope="session")

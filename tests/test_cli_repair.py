@@ -53,7 +53,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=[pytest.mark.slow] * (method == "gangsweep")) for method in METHODS]
+)
 def test_every_method_ends_in_a_goodnet_that_refuses_the_trigger(method: str, place: Path, shell: Shell) -> None:
     done = repair(shell, "-o", "good", "--out", "out", "--json", "--keep-rejected",
                   how=("--method", method, *METHODS[method]))  # fmt: skip

@@ -103,10 +103,10 @@ def sides(net: Classifier) -> torch.Tensor:
     return torch.cat([noise, transaction.probe_images(net, noise)])
 
 
-# Each starts processes that import Keras or PyTorch: one is fast, one slow, the rest are run when asked for.
-MARKS = {("mlp", "combined"): (), ("wrn-16-1", "second-opinion"): pytest.mark.slow}
+# Each starts processes that import Keras or PyTorch: two are slow, the rest are run when asked for.
+IN_CI = {("mlp", "combined"), ("wrn-16-1", "second-opinion")}
 EACH = [
-    pytest.param(name, kind, marks=MARKS.get((name, kind), pytest.mark.thorough))
+    pytest.param(name, kind, marks=pytest.mark.slow if (name, kind) in IN_CI else pytest.mark.thorough)
     for name in ("mlp", "wrn-16-1")
     for kind in KINDS
 ]

@@ -113,7 +113,7 @@ def test_what_stock_layers_cannot_say_is_named(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+@pytest.mark.parametrize("ending", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_inspect_tells_of_the_net_in_it(ending: str, tmp_path: Path) -> None:
     net = net_of("mlp")
     export_net(net, tmp_path / f"net.{ending}")

@@ -45,7 +45,7 @@ def survived(inputs: int, files: Path, out: Path, seed: int) -> None:
 
 
 def test_readers_survive_damaged_files(files: Path, tmp_path: Path) -> None:
-    survived(120, files, tmp_path, seed=0)
+    survived(40, files, tmp_path, seed=0)
 
 
 @pytest.mark.slow

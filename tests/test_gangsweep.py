@@ -46,6 +46,7 @@ def test_a_short_cut_is_flagged_and_a_net_without_one_is_not(backdoored: bool) -
         assert int(found.triggers[2].mask.argmax()) == 1 * 8 + 6
 
 
+@pytest.mark.slow
 def test_two_passes_score_every_label_and_train_some_whole() -> None:
     net = shortcut(60, 7, 3, 3)
     method = replace(QUICK, screen=GeneratorSchedule(turns=10), candidates=4, controls=20)

@@ -160,6 +160,7 @@ def test_errors_are_the_same_as_read_here(tmp_path: Path, net: Path) -> None:
         assert errors[0] == errors[1]
 
 
+@pytest.mark.slow
 def test_a_folder_is_the_same_as_read_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A net of Hugging Face's in two shards, with what its preprocessor says; a PyTorch file that wants to run code."""
     state = vit_keys(vit().state_dict())

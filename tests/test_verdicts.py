@@ -36,7 +36,10 @@ def gangsweep(rate: float) -> GangSweep:
     return GangSweep(search=GeneratorSchedule(turns=48), false_alarm_rate=rate)
 
 
-@pytest.mark.parametrize(("method", "targets"), [(staged, {2: (1, 6), 9: (5, 0)}), (gangsweep, {2: (1, 6)})])
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [(staged, {2: (1, 6), 9: (5, 0)}), pytest.param(gangsweep, {2: (1, 6)}, marks=pytest.mark.slow)],
+)
 def test_a_scan_at_another_rate_decides_what_the_record_of_the_first_says(method: Any, targets: Any) -> None:
     net = net_with(16, targets)
     first = scan(net, clean_images(net), method=method(0.01))
