@@ -452,3 +452,20 @@ def test_records_with_a_norm_beyond_all_pixels(tmp_path: Path) -> None:
     made = strict_json.to_json(scan(labels=(label(0), label(1, mask_norm=1e308), backdoor(2))))
     saved(tmp_path / "scan.json", made.encode())
     assert "Suspect" in render_report(read_parts(tmp_path))
+
+
+def test_a_layer_that_claims_more_weights_than_the_file_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of 4096 x 4096 took 768 MiB before its weights were compared."""
+
+    def claim(members: dict[str, bytes]) -> None:
+        config = json.loads(members["config.json"])
+        conv = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Conv2D")
+        conv["config"].update(kernel_size=[4096, 4096], padding="same")
+        members["config.json"] = json.dumps(config).encode()
+
+    def to_empty(net: torch.nn.Module, **_: Any) -> torch.nn.Module:
+        raise AssertionError("memory was taken for it")
+
+    monkeypatch.setattr(torch.nn.Module, "to_empty", to_empty)
+    path = saved(tmp_path / "net.keras", rezipped(whole("keras-zip", "none--graph.keras", tmp_path), claim))
+    assert "conv2d.weight is (4, 3, 3, 3), expected (4, 3, 4096, 4096)" in refusal(load_classifier, path, ModelError)

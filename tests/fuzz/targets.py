@@ -135,7 +135,8 @@ def put(target: str, folder: Path, name: str, content: bytes) -> Path:
     path.mkdir()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for info in archive.infolist():
-            member = path / info.filename.replace("/", "_").replace("\0", "_")[:200]
+            name = info.filename.replace("/", "_").replace("\0", "_").encode("utf-8", "replace")[:200]
+            member = path / name.decode("utf-8", "ignore")
             if not member.is_dir():  # "." and ".."
                 member.write_bytes(archive.read(info))
     return path

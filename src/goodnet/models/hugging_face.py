@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from goodnet.errors import ModelError, UnsafeFileError, UsageError
 from goodnet.models import state_dict
@@ -30,7 +29,7 @@ from goodnet.models.classifier import InputSpec, Recipe
 from goodnet.models.formats import MAX_BYTES, Loaded, LoadOptions, Shape, check_shape, one_line
 from goodnet.models.hugging_face_drawing import Drawing, pair, settings_of
 from goodnet.models.hugging_face_nets import HEADS, NETS, SIZED, draw_net
-from goodnet.models.weights import check_fit, load_weights
+from goodnet.models.weights import check_fit, load_weights, sketch
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -80,9 +79,8 @@ def load_hugging_face(path: Path, options: LoadOptions) -> Loaded:
     classes = _classes(folder, state)
     drawing = draw_net(folder.config, spec.shape, classes, where)
     recipe = Recipe(arch=GRAPH, options={"input": list(spec.shape), "layers": drawing.specs, "output": drawing.last})
-    sketch = _sketch(recipe, path)
     ours, left = _translated(drawing, state, str(path))
-    check_fit(sketch, ours, name=str(path))
+    check_fit(sketch(recipe, name=str(path)), ours, name=str(path))
     net = build(recipe)
     load_weights(net, ours, name=str(path))
     said = () if left == 0 else (f"left {left} weights that are no part of the classifier",)
@@ -93,15 +91,6 @@ def load_hugging_face(path: Path, options: LoadOptions) -> Loaded:
         input=spec,
         notes=(*notes, *said, *_notes(folder, options, spec)),
     )
-
-
-def _sketch(recipe: Recipe, path: Path) -> nn.Module:
-    """The net without memory, so that sizes are known before any is taken."""
-    try:
-        with torch.device("meta"):
-            return build(recipe)
-    except ModelError as error:  # UnsafeFileError is one
-        raise type(error)(f"{path}: {error}") from error
 
 
 def folder_files(path: Path) -> tuple[str, ...]:

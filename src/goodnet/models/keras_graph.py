@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from goodnet.errors import ModelError, UnsafeFileError, UsageError
+from goodnet.errors import ModelError, UsageError
 from goodnet.models.arch import GRAPH, build
 from goodnet.models.arch.graph import INPUT
 from goodnet.models.classifier import Recipe
@@ -21,7 +21,7 @@ from goodnet.models.keras_config import KerasLayer, KerasModel, read_model
 from goodnet.models.keras_hdf5 import Array, KerasFile
 from goodnet.models.keras_layers import IDENTITY, translate
 from goodnet.models.keras_settings import Context, Spec, Weight
-from goodnet.models.weights import load_weights
+from goodnet.models.weights import check_fit, load_weights, sketch
 
 _FORMATS = {"channels_last": True, "tf": True, "channels_first": False, "th": False}
 _ANY_RANK = ("Flatten", "Reshape", "Rescaling", "Activation", "ReLU", "LeakyReLU", "ELU")
@@ -51,11 +51,11 @@ def load_graph(file: KerasFile, options: LoadOptions, *, name: str) -> Loaded:
     output = walk.names[model.output]
     specs, output, notes = _without_softmax(walk.specs, output)
     recipe = Recipe(arch=GRAPH, options={"input": list(shape), "layers": specs, "output": output})
-    try:
-        net = build(recipe)
-    except (ModelError, UnsafeFileError) as error:
-        raise type(error)(f"{name}: {error}") from error
-    load_weights(net, _state(net, walk, file, name), name=name)
+    drawn = sketch(recipe, name=name)
+    state = _state(drawn, walk, file, name)
+    check_fit(drawn, state, name=name)
+    net = build(recipe)
+    load_weights(net, state, name=name)
     return Loaded(net=net, recipe=recipe, shape=shape, notes=notes)
 
 
@@ -188,7 +188,7 @@ def _state(net: nn.Module, walk: _Walk, file: KerasFile, name: str) -> dict[str,
         if weight.key not in shapes:
             continue
         if weight.default is not None:
-            state[weight.key] = torch.full_like(shapes[weight.key], weight.default)
+            state[weight.key] = torch.tensor(weight.default).expand(shapes[weight.key].shape)  # one number in memory
             continue
         arrays = file.of(layer.scope)
         wanted = (*weight.sources, str(weight.position))

@@ -27,6 +27,19 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], *, name: str) -> N
     net.load_state_dict({**counters, **state})
 
 
+def sketch(recipe: Recipe, *, name: str) -> nn.Module:
+    """The net of a stranger's recipe without memory (on `meta`): `check_fit` with it comes before any is taken.
+
+    Raises:
+        ModelError, UnsafeFileError: as `build`.
+    """
+    try:
+        with torch.device("meta"):
+            return build(recipe)
+    except ModelError as error:  # UnsafeFileError is one
+        raise type(error)(f"{name}: {error}") from error
+
+
 def check_fit(net: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
     """Raises ModelError where keys or shapes are not those of `net`, which may be on `meta`."""
     wanted = net.state_dict()
