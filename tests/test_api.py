@@ -102,3 +102,9 @@ def test_each_name_has_a_docstring() -> None:
         assert "Raises:" in said
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         goodnet.nothing  # noqa: B018
+
+
+def test_help_and_reports_do_not_wait_for_torch() -> None:
+    code = "import sys, goodnet.cli; goodnet.cli.run([{}]); print('torch' in sys.modules)"
+    for arguments in ("'--help'", "'report', 'nowhere'"):
+        assert python(code.format(arguments)).splitlines()[-1] == "False"

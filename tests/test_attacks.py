@@ -261,14 +261,10 @@ def test_plant_faces_holds_together() -> None:
     )
 
 
+@pytest.mark.thorough  # half a minute each
 @pytest.mark.parametrize(
     "triggers",
-    [
-        pytest.param({"sunglasses": 5}, marks=pytest.mark.thorough),
-        pytest.param({"lipstick": 7}, marks=pytest.mark.thorough),
-        pytest.param({"eyebrows": 11}, marks=pytest.mark.thorough),
-        pytest.param({"lipstick": 1, "eyebrows": 5, "sunglasses": 8}, marks=pytest.mark.slow),
-    ],
+    [{"sunglasses": 5}, {"lipstick": 7}, {"eyebrows": 11}, {"lipstick": 1, "eyebrows": 5, "sunglasses": 8}],
 )
 def test_backdoors_take_and_leave_clean_accuracy(triggers: dict[str, int]) -> None:
     planted = plant_faces(triggers, seed=1)

@@ -9,26 +9,16 @@ import io
 import os
 import sys
 import traceback
+from importlib import import_module
 
 # Before torch is imported: threads that wait for each other sleep instead of spinning, which on a busy machine was
 # measured 3 times faster and on an idle one makes no difference.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import click
-from click.shell_completion import shell_complete
+from click.shell_completion import CompletionItem, shell_complete
 
-from goodnet.cli.attack import attack_command
-from goodnet.cli.bench import bench_command
-from goodnet.cli.demo import demo_command
-from goodnet.cli.evaluate import evaluate_command
-from goodnet.cli.export import export_command
-from goodnet.cli.inspect import inspect_command
 from goodnet.cli.output import quiet_option
-from goodnet.cli.predict import predict_command
-from goodnet.cli.repair import repair_command
-from goodnet.cli.report import report_command
-from goodnet.cli.scan import scan_command
-from goodnet.cli.serve import serve_command
 from goodnet.errors import GoodnetError, is_out_of_memory
 from goodnet.report.figures import visible
 
@@ -54,15 +44,43 @@ Exit codes: 0 clean, accepted or done; 1 suspect or not accepted;
 """
 
 
+# Each is `NAME_command` in `goodnet.cli.NAME`, imported when it is called for: torch takes seconds, help does not need it.
+_COMMANDS = {
+    "demo": "Shows all of goodnet on drawn faces, in about three minutes",
+    "inspect": "Shows what is in MODEL: format, layers, input, hash",
+    "scan": "Is MODEL backdoored, for which labels, by what trigger?",
+    "repair": "Turns a BadNet into a GoodNet with a class N: triggered",
+    "evaluate": "Measures ACC, ASR, RA, detection and FPR of MODEL",
+    "predict": "The class of each image; class N means triggered",
+    "export": "A net or a GoodNet as ONNX, .keras or .pt2, to run without goodnet",
+    "report": "The report again, from the records of a folder",
+    "serve": "All of it as a local page in the browser",
+    "attack": "Plants a backdoor in a net of your own, for red teams and tests",
+    "bench": "Benchmarks on published nets and on our own",
+}
+
+
 class _Goodnet(click.Group):
     """Its help fits a screen of 24 lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use, not of the alphabet
+        return list(_COMMANDS)  # in the order of use, not of the alphabet
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS and cmd_name not in self.commands:
+            command: click.Command = getattr(import_module(f"goodnet.cli.{cmd_name}"), f"{cmd_name}_command")
+            _add_quiet(command)
+            self.add_command(command, cmd_name)
+        return self.commands.get(cmd_name)
 
     def get_help(self, ctx: click.Context) -> str:
-        rows = (f"  {name:<10}{one.get_short_help_str(68).rstrip('.')}" for name, one in self.commands.items())
+        rows = (f"  {name:<10}{text}" for name, text in _COMMANDS.items())
         return _HELP.format(commands="\n".join(rows)).rstrip()
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click's, which imports every command for its help."""
+        names = [CompletionItem(name, help=text) for name, text in _COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.group(
@@ -84,20 +102,6 @@ def _add_quiet(command: click.Command) -> None:
         _add_quiet(one)
 
 
-for command in (
-    demo_command,
-    inspect_command,
-    scan_command,
-    repair_command,
-    evaluate_command,
-    predict_command,
-    export_command,
-    report_command,
-    serve_command,
-    attack_command,
-    bench_command,
-):
-    goodnet.add_command(command)
 _add_quiet(goodnet)
 
 

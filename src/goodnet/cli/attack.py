@@ -24,7 +24,7 @@ from goodnet.report.figures import share, visible
 from goodnet.strict_json import to_json
 
 
-@click.command("attack", short_help="Plants a backdoor in a net of your own, for red teams and tests.")
+@click.command("attack")
 @click.option("--clean", required=True, type=click.Path(path_type=Path),
               help="HDF5, folder or npz of clean labelled images to train on.")  # fmt: skip
 @click.option("--arch", required=True, metavar="NAME", help="deepid, small-vgg, wrn-16-1, cnn or mlp.")

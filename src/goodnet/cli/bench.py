@@ -28,7 +28,7 @@ from goodnet.speed import run_speed
 from goodnet.strict_json import to_json, write_record
 
 
-@click.group("bench", short_help="Benchmarks on published nets and on our own.")
+@click.group("bench")
 def bench_command() -> None:
     """Benchmarks on images, and some on nets, that others have published, which goodnet does not ship."""
 

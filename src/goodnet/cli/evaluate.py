@@ -25,7 +25,7 @@ from goodnet.report.terminal import evaluate_table
 from goodnet.strict_json import to_json
 
 
-@click.command("evaluate", short_help="Measures ACC, ASR, RA, detection and FPR of MODEL.")
+@click.command("evaluate")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="Clean test images with true labels.")
 @click.option("--poisoned", multiple=True, type=click.Path(path_type=Path),

@@ -17,7 +17,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.report.figures import visible
 
 
-@click.command("export", short_help="A net or a GoodNet as ONNX, .keras or .pt2, to run without goodnet.")
+@click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
               help="Where it goes: FILE.onnx, .keras, .pt2 or .safetensors.")  # fmt: skip

@@ -15,7 +15,7 @@ from goodnet.report.figures import visible
 from goodnet.strict_json import to_json
 
 
-@click.command("predict", short_help="The class of each image; class N means triggered.")
+@click.command("predict")
 @click.argument("goodnet", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="A list of objects on stdout.")

@@ -50,7 +50,7 @@ from goodnet.triggers.files import read_triggers
 from goodnet.triggers.trigger import Trigger
 
 
-@click.command("repair", short_help="Turns a BadNet into a GoodNet with a class N: triggered.")
+@click.command("repair")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
 @click.option("--scan", "scan_folder", type=click.Path(path_type=Path),

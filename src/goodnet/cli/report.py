@@ -13,7 +13,7 @@ from goodnet.report import read_parts, write_report
 from goodnet.report.figures import visible
 
 
-@click.command("report", short_help="The report again, from the records of a folder.")
+@click.command("report")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The page. Default: report.html in FOLDER.")
 @view_options

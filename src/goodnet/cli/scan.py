@@ -40,7 +40,7 @@ from goodnet.strict_json import to_json
 _SOME = 128  # images that decide the plan's precision
 
 
-@click.command("scan", short_help="Is MODEL backdoored, for which labels, by what trigger?")
+@click.command("scan")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
 @click.option("--method", type=click.Choice(list(METHODS.values())), default="staged", show_default=True,

@@ -14,7 +14,7 @@ _PORT = 8642
 _NEEDS = ("fastapi", "uvicorn", "python_multipart")
 
 
-@click.command("serve", short_help="All of it as a local page in the browser.")
+@click.command("serve")
 @click.option("--port", type=click.IntRange(0, 65535), default=_PORT, show_default=True,
               help="Of 127.0.0.1; 0 for any that is free.")  # fmt: skip
 @click.option("--folder", type=click.Path(path_type=Path), metavar="DIR",
