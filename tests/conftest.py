@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Slow tests begin until $GOODNET_TESTS_UNTIL (seconds since 1970); those that come later are skipped, each by name."""
+    """Slow tests begin until $GOODNET_TESTS_UNTIL (seconds since 1970); later ones are skipped, each by its name."""
     until = os.environ.get("GOODNET_TESTS_UNTIL")
     if until and time.time() > float(until) and item.get_closest_marker("slow"):
         pytest.skip(f"no time left for {item.nodeid}")

@@ -142,7 +142,7 @@ def test_auto_scans_repairs_and_says_what_it_has_tried(place: Path, shell: Shell
     assert "no --scan: scanning first" in done.err
     assert "is the first that keeps all limits" in " ".join(done.out.split())
     assert "- tried unlearn, watch: " in done.out
-    assert "Refused of" in done.out
+    assert "are refused." in done.out
     assert read_record(Path("made") / "scan" / "scan.json").format == "goodnet.scan/1"
     record = read_record(Path("made") / "repair.json")
     assert isinstance(record, RepairRecord)

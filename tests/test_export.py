@@ -142,6 +142,15 @@ def test_a_plain_net_is_read_back(ending: str, tmp_path: Path) -> None:
     check_alike(net, back.logits(images).numpy(), images)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_a_guard_that_is_not_read_back_is_called_what_it_is(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"net.{ending}"
+    export_net(made("watch", "mlp"), path)
+    with pytest.raises(ModelError, match=r"a GoodNet that goodnet export wrote, give the \.safetensors file"):
+        load_classifier(path)
+
+
 def test_a_goodnet_is_copied_into_its_own_format(tmp_path: Path) -> None:
     net = made("second-opinion", "mlp")
     export_net(net, tmp_path / "net.safetensors")

@@ -89,6 +89,13 @@ def test_unlabelled_and_limited() -> None:
     assert preflight(classifier, images, max_images=50).n == 50
 
 
+@pytest.mark.parametrize(("shape", "advice"), [((3, 4, 4), "1 is grey, 3 is RGB"), ((1, 5, 4), "resize them")])
+def test_images_of_another_shape(shape: tuple[int, int, int], advice: str) -> None:
+    classifier, _ = _case(0, 1)
+    with pytest.raises(DataError, match=advice):
+        preflight(classifier, Images(pixels=np.zeros((2, *shape), np.uint8), labels=np.array([0, 1])))
+
+
 def test_images_that_do_not_belong() -> None:
     classifier, images = _case(0, 1)
     with pytest.raises(DataError, match=r"0..9"):

@@ -336,9 +336,9 @@ def test_what_auto_tried_and_whom_the_goodnet_refuses_are_on_the_page(tmp_path: 
     assert "fine_pruning, guard watch; judged on" in text
     assert f"unlearn, watch: not accepted; ACC {SHARE.value:.1%}, worst ASR {SHARE.value:.1%}, 9 s ACC falls" in text
     assert "watch: not tried: no time was left" in text
-    assert f"Refused of {SHARE.n} clean images that the net answers with a repaired label: {SHARE.value:.1%}." in text
+    assert f"the hardest to tell from triggered ones, {SHARE.value:.1%} are refused." in text
     assert "Changed in the repaired net: 6 of 120 channels, 10.0 % of the weights." in text
     plain = Reader(page(tmp_path, repair=repair())).text
     assert "Changed in" not in plain
     assert "What was tried" not in plain
-    assert "Refused of" not in plain
+    assert "are refused" not in plain

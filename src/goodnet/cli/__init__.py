@@ -44,7 +44,7 @@ Exit codes: 0 clean, accepted or done; 1 suspect or not accepted;
 """
 
 
-# Each is `NAME_command` in `goodnet.cli.NAME`, imported when it is called for: torch takes seconds, help does not need it.
+# Each is `NAME_command` in `goodnet.cli.NAME`, imported when it is called for: torch takes seconds, help needs none.
 _COMMANDS = {
     "demo": "Shows all of goodnet on drawn faces, in about three minutes",
     "inspect": "Shows what is in MODEL: format, layers, input, hash",

@@ -83,8 +83,7 @@ def _translate(walk: Walk, node: Node) -> None:
     elif name in _OPS:
         _OPS[name](walk, node)
     else:
-        known = ", ".join(sorted({*_PLAIN, *_FUNCTIONS, *_SAME, *_OPS}))
-        raise ModelError(f"{walk.where(node)}: not an operator that goodnet reads; it reads {known}")
+        raise walk.unknown(node, {*_PLAIN, *_FUNCTIONS, *_SAME, *_OPS})
 
 
 def _pair(walk: Walk, node: Node, name: str, default: list[int]) -> list[int]:

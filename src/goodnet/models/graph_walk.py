@@ -194,6 +194,15 @@ class Walk:
     def refuse(self, node: Node, what: str, got: Any) -> ModelError:
         return ModelError(f"{self.where(node)}: {what} that goodnet does not read: {got!r:.80}")
 
+    def unknown(self, node: Node, known: Iterable[str]) -> ModelError:
+        """For an operator that is none of `known`. Guards, as `goodnet export` writes them, begin with one."""
+        hint = ""
+        if node.op.lower() in ("argmax", "reducemax") or ".amax" in node.op or ".argmax" in node.op:
+            hint = "; if this is a GoodNet that goodnet export wrote, give the .safetensors file that it was made from"
+        return ModelError(
+            f"{self.where(node)}: not an operator that goodnet reads{hint}; it reads {', '.join(sorted(known))}"
+        )
+
     def _free_name(self, wanted: str) -> str:
         """A module name: letters, digits, _ and - alone, not taken, not an attribute of modules."""
         base = re.sub(r"[^A-Za-z0-9_\-]", "_", wanted.strip("/"))[:150]

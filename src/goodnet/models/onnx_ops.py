@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from goodnet.errors import ModelError
 from goodnet.models import onnx_tensors, onnx_windows
 from goodnet.models.graph_walk import Node, Walk
 
@@ -44,8 +43,7 @@ def translate(walk: Walk, node: Node) -> None:
     elif node.op in _OPS:
         _OPS[node.op](walk, node)
     else:
-        known = ", ".join(sorted({*_PLAIN, *_FUNCTIONS, *_OPS, "Constant", "Shape"}))
-        raise ModelError(f"{walk.where(node)}: not an operator that goodnet reads; it reads {known}")
+        raise walk.unknown(node, {*_PLAIN, *_FUNCTIONS, *_OPS, "Constant", "Shape"})
 
 
 def _global_pool(walk: Walk, node: Node) -> None:

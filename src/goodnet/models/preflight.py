@@ -108,8 +108,10 @@ def check_images(classifier: Classifier, images: Images) -> None:
     if images.shape != classifier.input.shape:
         own = "x".join(map(str, images.shape))
         wanted = "x".join(map(str, classifier.input.shape))
+        same_size = images.shape[1:] == classifier.input.shape[1:]
+        what_to_do = "save them with as many channels (1 is grey, 3 is RGB)" if same_size else "resize them"
         raise DataError(
-            f"{images.name}: images are {own} (C x H x W), but {classifier.name} takes {wanted}; resize them"
+            f"{images.name}: images are {own} (C x H x W), but {classifier.name} takes {wanted}; {what_to_do}"
         )
     if images.labels is not None:
         low, high = int(images.labels.min()), int(images.labels.max())

@@ -281,10 +281,13 @@ def costs(record: RepairRecord) -> list[str]:
     """What a repair costs innocent images beyond ACC, and how much of the net it has changed, a sentence each."""
     shares = (
         (record.fpr_strangers, "surrogate images that were kept back"),
-        (record.fpr_target, "clean images that the net answers with a repaired label"),
+        (
+            record.fpr_target,
+            "clean images that the net answers with a repaired label, the hardest to tell from triggered ones",
+        ),
     )
     return [
-        *(f"Refused of {share.n:,} {who}: {share.value:.1%}." for share, who in shares if share is not None),
+        *(f"Of the {share.n:,} {who}, {share.value:.1%} are refused." for share, who in shares if share is not None),
         *_changed(record),
     ]
 
