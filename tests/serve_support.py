@@ -44,12 +44,15 @@ class Served:
             client.cookies.set(self.session.cookie, self.session.secret)
         return client
 
-    def job(self, model: str = "net.pt", clean: str = "clean.npz", choices: Choices | None = None) -> Job:
-        """A job with two small files."""
+    def job(
+        self, model: str = "net.pt", clean: str = "clean.npz", choices: Choices | None = None, surrogate: str = ""
+    ) -> Job:
+        """A job with two small files; what `surrogate` names is the caller's to write."""
         with self.jobs.receiving() as place:
             place.model.write_bytes(b"weights of " + model.encode("utf-8", "replace"))
             place.clean.write_bytes(b"images")
-            return self.jobs.add(place, model=model, clean=clean, choices=choices or Choices())
+            given = choices or Choices()
+            return self.jobs.add(place, model=model, clean=clean, surrogate=surrogate, choices=given)
 
 
 def served(folder: Path, limits: Limits | None = None) -> Served:

@@ -71,6 +71,8 @@ def test_a_person_scans_repairs_and_tries_pictures(browser: Browser, template: P
 
     drop(page, "#model", template / "bad.pt")
     drop(page, "#clean", template / "clean.npz")
+    page.get_by_text("Other pictures of the same kind").click()
+    drop(page, "#surrogate", template / "clean.npz")
     assert page.locator("#model").evaluate("input => input.files[0].name") == "bad.pt"
     page.get_by_role("button", name="Scan").click()
     page.wait_for_url(re.compile(r"/jobs/[0-9a-f]{32}$"))

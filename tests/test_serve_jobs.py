@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
+import numpy as np
 import pytest
 
 import goodnet
@@ -293,6 +294,33 @@ def test_a_scan_names_files_as_the_user_does_and_the_architecture_that_fits(temp
     assert client.get(f"/jobs/{job.id}/goodnet").status_code == 404
     assert client.post(f"/jobs/{job.id}/repair", data={"csrf": here.session.csrf}).status_code == 303
     assert (here.jobs[job.id].task, here.jobs[job.id].state) == ("repair", "queued")
+
+
+def test_other_pictures_go_into_the_repair_and_are_looked_at_before_the_scan(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = served(tmp_path / "jobs")
+    job = here.job(model="bad.pt", surrogate="others.npz")
+    place, said = here.jobs.place(job.id), Said()
+    shutil.copyfile(template / "bad.pt", place.model)
+    shutil.copyfile(template / "clean.npz", place.clean)
+    np.savez(tmp_path / "small.npz", data=np.zeros((3, 1, 5, 5), np.uint8))
+    shutil.copyfile(tmp_path / "small.npz", place.surrogate)
+    with pytest.raises(goodnet.errors.DataError) as refused:
+        worker._scan(job, place, said)  # type: ignore[arg-type]
+    assert worker._in_users_words(str(refused.value), job, place).startswith("others.npz: images are 1x5x5")
+    assert place.scan() is None
+
+    others = np.random.default_rng(0).integers(0, 256, (7, 1, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "others.npz", data=others, label=np.full(7, 5000))
+    shutil.copyfile(tmp_path / "others.npz", place.surrogate)
+    worker._scan(job, place, said)  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("goodnet.auto.auto", lambda *_, **named: given.update(named))
+    worker._repair(job, place, said)  # type: ignore[arg-type]
+    assert given["surrogate"].name == "others.npz"
+    assert (given["surrogate"].pixels == others).all()
+    assert given["command"][-2:] == ("--surrogate", "others.npz")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from goodnet.serve.jobs import Jobs
 from goodnet.serve.routes import Limits
 from goodnet.serve.uploads import MIB, display_name
 from serve_support import MULTIPART, ORIGIN, PORT, Served, ask, complete, endless, multipart, served
@@ -128,7 +129,7 @@ def test_a_length_over_the_limit_is_refused_before_a_byte_is_read(here: Served) 
         yield b""
 
     headers = {
-        **MULTIPART, "host": f"127.0.0.1:{PORT}", "origin": ORIGIN, "content-length": str(3 * MIB),
+        **MULTIPART, "host": f"127.0.0.1:{PORT}", "origin": ORIGIN, "content-length": str(4 * MIB),
         "cookie": f"{here.session.cookie}={here.session.secret}",
     }  # fmt: skip
     assert complete(ask(here.app, "/jobs", headers, nothing()))[0] == 413  # type: ignore[arg-type]
@@ -184,7 +185,14 @@ def test_files_are_kept_under_names_of_ours_and_shown_escaped(here: Served) -> N
         page = here.client().get(path).text
         assert "<img src=x" not in page
         assert "&lt;img src=x onerror=alert(1)&gt;.pt" in page
-    assert here.jobs[name].clean == "clean.npz"
+    assert (here.jobs[name].clean, here.jobs[name].surrogate) == ("clean.npz", "")
+
+
+def test_other_pictures_may_come_with_them(here: Served) -> None:
+    body = sent(here, ("model", "net.pt", b"weights"), ("clean", "clean.npz", b"images"), ("surrogate", "lfw.h5", b"x"))
+    name = here.client().post("/jobs", content=body, headers=MULTIPART).headers["location"].removeprefix("/jobs/")
+    assert here.jobs.place(name).surrogate.read_bytes() == b"x"
+    assert (here.jobs[name].surrogate, Jobs(here.jobs.folder)[name].surrogate) == ("lfw.h5", "lfw.h5")
 
 
 @pytest.mark.parametrize(

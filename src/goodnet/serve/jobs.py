@@ -47,7 +47,8 @@ class Job:
     Attributes:
         id: 32 hexadecimal digits, 128 random bits; also the name of the folder.
         created: seconds since 1970.
-        model, clean: what the user calls the two files; shown, and never used as a path.
+        model, clean, surrogate: what the user calls the files; shown, and never used as a path. `surrogate` is empty
+            where no such file was given.
         task: `scan` or `repair`, the last that was asked for.
         state: of that task.
         message: why it ended without a result, in one line.
@@ -59,6 +60,7 @@ class Job:
     model: str
     clean: str
     choices: Choices
+    surrogate: str = ""
     task: str = SCAN
     state: str = QUEUED
     message: str = ""
@@ -87,6 +89,10 @@ class Place:
     @property
     def clean(self) -> Path:
         return self.folder / "clean"
+
+    @property
+    def surrogate(self) -> Path:
+        return self.folder / "surrogate"
 
     @property
     def out(self) -> Path:
@@ -176,9 +182,10 @@ class Jobs:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def add(self, received: Place, *, model: str, clean: str, choices: Choices) -> Job:
+    def add(self, received: Place, *, model: str, clean: str, choices: Choices, surrogate: str = "") -> Job:
         """Makes a job of what was received; it stands on disk before it is known."""
-        job = Job(id=secrets.token_hex(16), created=time.time(), model=model, clean=clean, choices=choices)
+        job = Job(id=secrets.token_hex(16), created=time.time(), model=model, clean=clean, surrogate=surrogate,
+                  choices=choices)  # fmt: skip
         received.temporary.mkdir(mode=0o700)
         write_record(job, received.job)
         received.folder.rename(self.folder / job.id)

@@ -168,13 +168,14 @@ def _doing(shown: _Shown) -> APIRouter:
             wanted = {
                 "model": Wanted(path=place.model, what="The net", limit=shown.limits.model),
                 "clean": Wanted(path=place.clean, what="The clean images", limit=shown.limits.data),
+                "surrogate": Wanted(path=place.surrogate, what="The other pictures", limit=shown.limits.data),
             }
             form = await read_upload(request, wanted, shown.session.allows)
-            missing = [one.what for name, one in wanted.items() if name not in form.files]
+            missing = [wanted[name].what for name in ("model", "clean") if name not in form.files]
             if missing:
                 raise DataError(f"{missing[0]}: expected a file, got none")
-            job = shown.jobs.add(place, model=form.files["model"], clean=form.files["clean"],
-                                 choices=choices_of(form.fields))  # fmt: skip
+            names = {"surrogate": "", **form.files}
+            job = shown.jobs.add(place, **names, choices=choices_of(form.fields))
         await shown.runner.submit(job.id, jobs.SCAN)
         return _to(job.id)
 

@@ -92,6 +92,7 @@ def _scan(job: Job, place: Place, say: _Lines) -> None:
 
     say(stage="reading the files", done=0, total=0)
     classifier, images, command = _load(job, place, say)
+    _surrogate(job, place, classifier)  # what a repair could not use is said before minutes are spent
 
     def before() -> None:
         say(seconds=plan(Staged(), classifier, None, images=images.take(slice(0, _SOME)).tensor()).seconds)
@@ -110,9 +111,11 @@ def _repair(job: Job, place: Place, say: _Lines) -> None:
     found, scanned = Found.in_folder(place.out)
     if scanned.model.sha256 != classifier.sha256:
         raise DataError("the scan is of another net than the one that is here; scan again")
+    surrogate = _surrogate(job, place, classifier)
     output = Output(goodnet=place.goodnet, folder=place.out, overwrite=True)
-    auto(classifier, images, found=found, output=output, seed=scanned.method.seed, progress=say.progress,
-         command=("goodnet", "repair", *command))  # fmt: skip
+    more = ("--surrogate", job.surrogate) if surrogate is not None else ()
+    auto(classifier, images, found=found, surrogate=surrogate, output=output, seed=scanned.method.seed,
+         progress=say.progress, command=("goodnet", "repair", *command, *more))  # fmt: skip
 
 
 def _load(job: Job, place: Place, say: _Lines) -> tuple[Any, Any, tuple[str, ...]]:
@@ -133,6 +136,20 @@ def _load(job: Job, place: Place, say: _Lines) -> tuple[Any, Any, tuple[str, ...
     options = [word for name, value in given.items() if value for word in (name, value)]
     command = (job.model, "--clean", job.clean, *options)
     return replace(classifier, name=job.model), replace(images, name=job.clean), command
+
+
+def _surrogate(job: Job, place: Place, classifier: Any) -> Any:
+    """The other pictures under the user's name; None where none were given."""
+    from goodnet.data.readers import read_images
+    from goodnet.models.preflight import check_images
+
+    if not job.surrogate:
+        return None
+    images = read_images(place.surrogate, data_range=job.choices.data_range or None)
+    images = replace(images, name=job.surrogate)
+    unlabelled = replace(images, labels=None)  # labels are of people, or things, that the net need not know
+    check_images(classifier, unlabelled)
+    return images
 
 
 def _net(job: Job, place: Place) -> tuple[Any, str]:
@@ -203,7 +220,7 @@ def _mistake(error: BaseException) -> str | None:
 
 def _in_users_words(message: str, job: Job, place: Place) -> str:
     """Names instead of our paths."""
-    names = {place.model: job.model, place.clean: job.clean}
+    names = {place.model: job.model, place.clean: job.clean, place.surrogate: job.surrogate}
     for path, name in names.items():
         message = message.replace(str(path), name)
     return " ".join(re.sub(re.escape(f"{place.folder}{os.sep}") + r"(out/)?", "", message).split())
