@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from goodnet import strict_json
 from goodnet.data.hdf5_heap import heaps_are_whole
 from goodnet.data.readers import read_images
 from goodnet.errors import DataError, GoodnetError, ModelError, UnsafeFileError
+from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.inspect_file import inspect_file
+from goodnet.models.layer_graph import layer_graph
 from goodnet.models.load import load_classifier
 from goodnet.record import read_record
 from goodnet.report.page import read_parts, render_report
@@ -468,4 +471,47 @@ def test_a_layer_that_claims_more_weights_than_the_file_has(tmp_path: Path, monk
 
     monkeypatch.setattr(torch.nn.Module, "to_empty", to_empty)
     path = saved(tmp_path / "net.keras", rezipped(whole("keras-zip", "none--graph.keras", tmp_path), claim))
-    assert "conv2d.weight is (4, 3, 3, 3), expected (4, 3, 4096, 4096)" in refusal(load_classifier, path, ModelError)
+    assert ".weight is (4, 3, 3, 3), expected (4, 3, 4096, 4096)" in refusal(load_classifier, path, ModelError)
+
+
+@pytest.mark.parametrize("block", [0, 512])
+def test_free_places_that_go_round_in_a_circle(block: int, tmp_path: Path) -> None:
+    """HDF5 takes memory for each, and took all there was."""
+    path = tmp_path / "many.h5"
+    with h5py.File(path, "w", userblock_size=block) as file:
+        file["data"], file["label"] = np.zeros((4, 3, 5, 5), np.uint8), np.arange(4) % 2
+        for number in range(50):
+            file.create_group(f"a group with name {number}")
+        for number in range(0, 50, 3):
+            del file[f"a group with name {number}"]
+    assert len(read_images(path)) == 4
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"HEAP")
+    first, at = struct.unpack_from("<QQ", content, heap + 16)
+    assert first != 1
+    struct.pack_into("<Q", content, block + at + first, first)
+    assert "a damaged one" in refusal(read_images, saved(path, bytes(content)), DataError)
+    assert "a damaged one" in refusal(lambda path: load_classifier(path, arch="mlp"), path, ModelError)
+
+
+@pytest.mark.parametrize("version", [None, "latest"])
+def test_addresses_of_another_width(version: str | None, tmp_path: Path) -> None:
+    """A file could else have heaps in which nobody looks."""
+    path = tmp_path / "narrow.h5"
+    plist = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    plist.set_sizes(4, 4)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    if version:
+        access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    with h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, plist, access)) as file:
+        file["data"], file["label"] = np.zeros((4, 3, 5, 5), np.uint8), np.arange(4) % 2
+    assert "a damaged one" in refusal(read_images, path, DataError)
+
+
+@pytest.mark.parametrize("shape", [(3, 4096, 4096), (3, 1000, 1000)])
+def test_images_of_gigabytes_are_not_run_through_a_net_to_draw_it(shape: Any, tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 20, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    spec = InputSpec(channels=3, height=shape[1], width=shape[2])
+    net = Classifier(net=layers, input=spec, classes=20, recipe=Recipe(arch="none"))
+    with pytest.raises(ModelError, match="its layers are not followed"):
+        layer_graph(net)

@@ -7,7 +7,8 @@ code of a `forward` and in no module (DeepID's add, a flatten). Whatever has no 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet import FilterHead, GoodNet
 
 MAX_STEPS = 20_000
+MAX_NUMBERS = 1 << 24
+"""Of an image between two layers. A file of kilobytes can claim images of gigabytes, and one is run through here."""
 GROUPS = {"good": "repaired net", "bad": "BadNet"}
 # each ends by putting class N's logit beside the others
 _HEADS: dict[type[nn.Module], str] = {GoodNet: "class N where the two differ", FilterHead: "class N by features"}
@@ -56,10 +59,14 @@ class _Trace(TorchFunctionMode):
         self.net = net
         self.inside = 0
 
-    def add(self, step: _Step, made: Iterable[Tensor]) -> None:
+    def add(self, step: _Step, made: Sequence[Tensor]) -> None:
         if len(self.steps) >= MAX_STEPS:
             raise ModelError(f"the net runs more than {MAX_STEPS} steps an image; its layers are not followed")
         self.steps.append(step)
+        if any(tensor.numel() > MAX_NUMBERS for tensor in made):
+            raise ModelError(
+                f"the net makes more than {MAX_NUMBERS:,} numbers of an image in a layer; its layers are not followed"
+            )
         for tensor in made:
             self.makers[tensor] = len(self.steps) - 1
 
@@ -121,10 +128,14 @@ def layer_graph(classifier: Classifier) -> LayerGraph:
     """The layers of a net from the image to the class scores. No hook is left behind, whatever is raised.
 
     Raises:
-        ModelError: the net fails on a grey image, runs more than MAX_STEPS steps, or hides from torch how its output
-            comes about (by way of numpy, for example).
+        ModelError: the net fails on a grey image, runs more than MAX_STEPS steps, has images or layers that are too
+            large, or hides from torch how its output comes about (by way of numpy, for example).
     """
     net = classifier.net
+    if 4 * math.prod(classifier.input.shape) > MAX_NUMBERS:
+        raise ModelError(
+            f"the net takes images of {classifier.input.describe()}, which is too large; its layers are not followed"
+        )
     image = classifier.prepare(torch.full((1, *classifier.input.shape), 0.5, device=classifier.device)).clone()
     trace = _Trace(net)
     trace.add(_Step(name="", kind="image", role="input", shape=classifier.input.shape, sources=[]), [image])
