@@ -16,6 +16,8 @@ from goodnet import strict_json
 from goodnet.record import Environment
 
 FORMAT = "goodnet.fleet/1"
+SUMMARY, PAGE, NETS = "summary.json", "summary.html", "nets"
+"""What lies in a fleet's folder: the record, its page, and a folder a net."""
 CLEAN, WAITING, INCONCLUSIVE, REFUSED, CRASHED, SUSPECT = (
     "clean", "waiting", "inconclusive", "refused", "crashed", "suspect",
 )  # fmt: skip

@@ -18,11 +18,11 @@ from goodnet.cli.output import note
 from goodnet.errors import GoodnetError, UsageError
 from goodnet.fleet.keys import sandboxed
 from goodnet.fleet.machine import share_out
-from goodnet.fleet.nets import Fleet, Net, is_one_net, nets_in
+from goodnet.fleet.nets import ENDINGS, Fleet, Net, is_one_net, nets_in
 from goodnet.fleet.registry import SCHEME, Registry
-from goodnet.fleet.run import DOWNLOADS, PAGE, SUMMARY, check_out, plan_fleet, scan_fleet
+from goodnet.fleet.run import DOWNLOADS, check_out, plan_fleet, scan_fleet
 from goodnet.fleet.worker import Settings
-from goodnet.fleet_record import EXIT_CODES, WAITING, NetRow, read_fleet
+from goodnet.fleet_record import EXIT_CODES, PAGE, SUMMARY, WAITING, NetRow, read_fleet
 from goodnet.models.formats import LoadOptions
 from goodnet.models.hugging_face import CONFIG
 from goodnet.outputs import claimed
@@ -77,15 +77,12 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
             with progress.shown(as_json) as report:
                 rows = plan_fleet(fleet, settings, jobs=jobs, progress=report)
             return _say_plan(rows, jobs, as_json)
-        if not as_json:
-            note(f"goodnet: {len(fleet.nets):,} nets, {jobs} at a time, the cheapest first")
-            if out is not None:
-                note(f"goodnet: {figures.visible(str(out / PAGE))} shows what is done so far")
         try:
             with progress.shown(as_json) as report:
                 record = scan_fleet(
                     fleet, settings, out=place, jobs=jobs, earlier=None if overwrite else earlier,
-                    command=command_line(), progress=report, told=_tell(as_json), taken_over=_taken_over(as_json),
+                    command=command_line(), progress=report, told=_tell(as_json),
+                    begins=_begins(as_json, len(fleet.nets), jobs, out),
                 )  # fmt: skip
         except KeyboardInterrupt:
             return _interrupted(out)
@@ -115,9 +112,10 @@ def _in_folder(source: Path, clean: Path | None, out: Path | None, given: dict[s
     leave = tuple(path for path in (clean, out) if path is not None)
     paths, passed = nets_in(source, leave=leave)
     if not paths:
-        hint = f"; it has a {CONFIG}, but no weights beside it" if (source / CONFIG).is_file() else ""
+        found = f"{CONFIG}, but no weights beside it" if (source / CONFIG).is_file() else f"a folder without {CONFIG}"
         raise UsageError(
-            f"{source}: expected a folder with nets in it, found none{hint}; a folder of images goes to --clean"
+            f"{source}: {found}, and no nets below: expected a folder of Hugging Face's, or files that end in "
+            f"{', '.join(ENDINGS)}; a folder of images goes to --clean"
         )
     cells = [{"model": str(path), "name": path.relative_to(source).as_posix()} for path in paths]
     return Fleet(
@@ -192,10 +190,15 @@ def _tell(as_json: bool) -> Any:
     return told
 
 
-def _taken_over(as_json: bool) -> Any:
+def _begins(as_json: bool, nets: int, jobs: int, out: Path | None) -> Any:
     def said(count: int) -> None:
-        if count and not as_json:
+        if as_json:
+            return
+        note(f"goodnet: {nets:,} nets, {jobs} at a time, the cheapest first")
+        if count:
             note(f"goodnet: going on where an earlier run stopped: {count:,} nets are done")
+        if out is not None:
+            note(f"goodnet: {figures.visible(str(out / PAGE))} shows what is done so far")
 
     return said
 

@@ -100,7 +100,7 @@ def _context() -> multiprocessing.context.BaseContext:
 
 def _start(context: multiprocessing.context.BaseContext, job: Job, log: Path) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(job, theirs, log))
+    process = context.Process(target=work, args=(job, theirs, log))  # type: ignore[attr-defined]
     process.start()
     theirs.close()
     now = time.monotonic()
@@ -114,7 +114,7 @@ def _wait(running: list[_Running]) -> list[_Running]:
     sentinels = {one.process.sentinel: one for one in running}
     for ready in connection.wait([*pipes, *sentinels], timeout=0.2):
         if ready in pipes:
-            _hear(pipes[ready])  # type: ignore[index]
+            _hear(pipes[ready])
     for one in running:
         if time.monotonic() > one.ends and one.process.is_alive() and not one.broke:
             one.broke = f"its process came to no end in {one.ends - one.started:.0f} s and was ended"

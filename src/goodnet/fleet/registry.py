@@ -27,14 +27,14 @@ class Registry:
     """
 
     def __init__(self, address: str):
+        self.model, slash, version = address.removeprefix(SCHEME).partition("/")
+        if not self.model or (slash and not version.isdecimal()) or "/" in version:
+            raise UsageError(f"{address}: expected {SCHEME}MODEL or {SCHEME}MODEL/VERSION, a version as a number")
         try:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise UsageError(f"{address}: needs mlflow; pip install 'goodnet[mlflow]'") from error
-        self.model, slash, version = address.removeprefix(SCHEME).partition("/")
-        if not self.model or (slash and not version.isdecimal()) or "/" in version:
-            raise UsageError(f"{address}: expected {SCHEME}MODEL or {SCHEME}MODEL/VERSION, a version as a number")
         self._client: Any = MlflowClient()
         try:
             found = self._versions(version)

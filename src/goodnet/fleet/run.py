@@ -25,7 +25,10 @@ from goodnet.fleet.worker import LOOK, PLAN, SCAN, Job, Settings
 from goodnet.fleet_record import (
     CRASHED,
     EXIT_CODES,
+    NETS,
+    PAGE,
     REFUSED,
+    SUMMARY,
     WAITING,
     FleetRecord,
     NetRow,
@@ -41,7 +44,7 @@ from goodnet.report.fleet_page import write_summary
 from goodnet.report.page import MAX_RECORD_BYTES
 from goodnet.strict_json import write_record
 
-SUMMARY, PAGE, NETS, DOWNLOADS = "summary.json", "summary.html", "nets", "downloads"
+DOWNLOADS = "downloads"
 _WRITE_EVERY, _DRAW_EVERY = 1.0, 10.0
 _CHANGED = "the file changed while it was scanned; scan again"
 
@@ -132,7 +135,7 @@ def scan_fleet(
     command: Sequence[str] = (),
     progress: Progress = silent,
     told: Told = lambda row: None,
-    taken_over: Callable[[int], None] = lambda count: None,
+    begins: Callable[[int], None] = lambda count: None,
 ) -> FleetRecord:
     """Scans all nets of a fleet; a file that breaks its process harms only its own row.
 
@@ -144,7 +147,7 @@ def scan_fleet(
         command: what the user typed, for the record.
         progress: told how much is done.
         told: each row, as it comes.
-        taken_over: told how many rows come from the earlier run.
+        begins: called once nothing is wrong, with how many rows are taken over from the earlier run.
 
     Returns:
         The summary, as it stands in `out`; after a KeyboardInterrupt it stands there, too, unfinished.
@@ -169,7 +172,7 @@ def scan_fleet(
             if net.name not in before or before[net.name].key != facts[net.name].key:
                 shutil.rmtree(out / NETS / net.folder, ignore_errors=True)  # of another file of this name, or of none
         progress("looking", len(fleet.nets), len(fleet.nets))
-        taken_over(sum(row.status != WAITING and bool(row.key) for row in state.rows.values()))
+        begins(sum(row.status != WAITING and bool(row.key) for row in state.rows.values()))
         for row in state.rows.values():
             if row.status == REFUSED and not row.key:
                 told(row)
@@ -267,7 +270,9 @@ def _first_row(net: Net, facts: Known, earlier: NetRow | None, settings: Setting
         return replace(row, estimated_seconds=earlier.estimated_seconds)
     longer = not earlier.whole and settings.time_limit > (earlier.time_limit or 0.0)
     there = earlier.record is None or _scanned(out, net) is not None
-    return earlier if there and not longer and earlier.status != CRASHED else row
+    if not there or longer or earlier.status == CRASHED:
+        return row
+    return replace(earlier, model=row.model, clean=row.clean)  # which may have moved
 
 
 def _row(net: Net, facts: Known, outcome: Outcome, state: _State, turn: int) -> NetRow:
