@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from goodnet.fleet.keys import sandboxed
 from goodnet.fleet.machine import share_out
 from goodnet.fleet.nets import ENDINGS, Fleet, Net, is_one_net, nets_in
 from goodnet.fleet.registry import SCHEME, Registry
-from goodnet.fleet.run import DOWNLOADS, check_out, plan_fleet, scan_fleet
+from goodnet.fleet.run import check_out, plan_fleet, scan_fleet
 from goodnet.fleet.worker import Settings
 from goodnet.fleet_record import EXIT_CODES, PAGE, SUMMARY, WAITING, NetRow, read_fleet
 from goodnet.models.formats import LoadOptions
@@ -31,6 +32,7 @@ from goodnet.scan import Detector
 from goodnet.strict_json import to_json
 
 HOUR = 3600.0
+_DOWNLOADS = ".goodnet-downloads-"
 _PLAIN = {"input_range": "0..1", "method": "staged", "seed": 0, "false_alarm_rate": 0.01, "precision": "auto",
           "device": "auto"}  # fmt: skip
 _WORDS = ("arch", "classes", "input_range", "mean", "std", "input_shape", "data_range", "labels", "method",
@@ -58,7 +60,7 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
         kept = out is not None and not only_plan
         place = out if kept else Path(stack.enter_context(TemporaryDirectory(prefix="goodnet-")))
         stack.enter_context(claimed(out if kept else None))
-        fleet = stack.enter_context(_found(source, clean, out, given, place / DOWNLOADS))
+        fleet = stack.enter_context(_found(source, clean, out, given, place))
         device = resolve_device(model_options.device)
         largest = max((_size(net.path) for net in fleet.nets if net.path is not None), default=0)
         jobs, threads = share_out(options["jobs"], device=device, largest=largest, nets=len(fleet.nets))
@@ -99,8 +101,10 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
 def _found(source: Path, clean: Path | None, out: Path | None, given: dict[str, Any], place: Path) -> Iterator[Fleet]:
     """The fleet; what was downloaded for it, into `place`, is removed at the end."""
     if str(source).startswith(SCHEME) and not source.exists():
-        with TemporaryDirectory(prefix=f"{DOWNLOADS}-", dir=place.parent) as folder:
-            yield _registered(str(source), clean, given, Path(folder))
+        for left in place.glob(f"{_DOWNLOADS}*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with TemporaryDirectory(prefix=_DOWNLOADS, dir=place) as folder:
+            yield _registered(str(source), clean, given, Path(folder).absolute())
     elif source.is_dir():
         yield _in_folder(source, clean, out, given)
     else:
@@ -149,15 +153,16 @@ def _net(cells: dict[str, Any], clean: Path | None, given: dict[str, Any], where
         load = LoadOptions(**{name: own[name] for name in LoadOptions.__dataclass_fields__})
     except UsageError as error:
         raise UsageError(f"{where}{error}") from error
-    path = Path(cells["model"]).absolute() if "path" not in cells and "problem" not in cells else cells.get("path")
+    fetched = "path" in cells or "problem" in cells
     return Net(
         name=cells["name"],
-        path=path,
+        path=cells.get("path") if fetched else Path(cells["model"]).absolute(),
         clean=images.absolute(),
         load=load,
         labels=own["labels"],
         data_range=own["data_range"],
         shown=cells["model"],
+        origin=cells["model"] if fetched else "",
         command=("goodnet", "scan", cells["model"], "--clean", str(images), *_words(own)),
         problem=cells.get("problem", ""),
     )

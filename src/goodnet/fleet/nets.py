@@ -29,6 +29,7 @@ class Net:
         path: absolute; None where it could not be fetched, and `problem` says why.
         clean: absolute path of its clean images.
         shown: what a user would type for it.
+        origin: its address in a registry; empty for a file of the user's own.
         command: that would scan it alone, as its own record and report name it.
     """
 
@@ -39,6 +40,7 @@ class Net:
     shown: str
     labels: tuple[int, ...] | None = None
     data_range: str | None = None
+    origin: str = ""
     command: tuple[str, ...] = ()
     problem: str = ""
 

@@ -44,7 +44,6 @@ from goodnet.report.fleet_page import write_summary
 from goodnet.report.page import MAX_RECORD_BYTES
 from goodnet.strict_json import write_record
 
-DOWNLOADS = "downloads"
 _WRITE_EVERY, _DRAW_EVERY = 1.0, 10.0
 _CHANGED = "the file changed while it was scanned; scan again"
 
@@ -70,7 +69,7 @@ def check_out(out: Path | None) -> FleetRecord | None:
             return read_fleet(out / SUMMARY)
         except DataError as error:
             raise DataError(f"--out: {error}; name another folder") from error
-    for name in (PAGE, NETS, DOWNLOADS):
+    for name in (PAGE, NETS):
         if (out / name).exists() or (out / name).is_symlink():
             raise UsageError(f"--out: {out / name} is there already, and of no fleet's scan; name another folder")
     return None
@@ -255,7 +254,7 @@ def _first_row(net: Net, facts: Known, earlier: NetRow | None, settings: Setting
         name=net.name,
         status=WAITING,
         exit_code=EXIT_CODES[WAITING],
-        model=net.shown if net.path is None else str(net.path),
+        model=net.origin or str(net.path),
         clean=str(net.clean),
         model_sha256=facts.model_sha256,
         data_sha256=facts.data_sha256,
