@@ -5,12 +5,12 @@ Nothing of MLflow's that would load a model is called: it would unpickle, and im
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from goodnet.errors import GoodnetError, ModelError, UsageError
+from goodnet.errors import ModelError, UsageError
 from goodnet.fleet.nets import is_one_net, nets_in
 
 SCHEME = "mlflow:"
@@ -30,6 +30,7 @@ class Registry:
         self.model, slash, version = address.removeprefix(SCHEME).partition("/")
         if not self.model or (slash and not version.isdecimal()) or "/" in version:
             raise UsageError(f"{address}: expected {SCHEME}MODEL or {SCHEME}MODEL/VERSION, a version as a number")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # which would be in the way of ours
         try:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
@@ -84,12 +85,12 @@ class Registry:
         return only_net(got, self.uri(version))
 
 
-def only_net(artifacts: Path, what: str, error: Callable[[str], GoodnetError] = ModelError) -> Path:
-    """The one net among what a registry gave. Raises `error` where there is none, or more."""
+def only_net(artifacts: Path, what: str) -> Path:
+    """The one net among what a registry gave for `what`. Raises ModelError where there is none, or more."""
     if artifacts.is_file() or is_one_net(artifacts):
         return artifacts
     found, _ = nets_in(artifacts)
     if len(found) != 1:
         names = ", ".join(path.relative_to(artifacts).as_posix() for path in found[:5]) or "none"
-        raise error(f"{what}: expected one net among the artifacts, got {names}")
+        raise ModelError(f"{what}: expected one net among the artifacts, got {names}")
     return found[0]
