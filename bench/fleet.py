@@ -1,4 +1,4 @@
-"""`goodnet scan MANIFEST.csv` on 200 small nets, of which 20 are broken or hostile: what becomes of each, and of the rest.
+"""`goodnet scan MANIFEST.csv` on 200 small nets, of which 20 are broken or hostile: what becomes of each.
 
 The nets are trained here, MLPs and CNNs on small synthetic images; some learn a patch beside them. The hostile files
 are those of the tests (`tests/hostile`), some of each kind; of two more nets the user's own code crashes the process.

@@ -418,6 +418,10 @@ def test_the_table_has_the_worst_first_and_fits_80_columns() -> None:
         ("nets --clean clean.npz --out clean.npz", "expected a folder, but clean.npz is a file"),
         ("nets --clean clean.npz --out mine", "summary.html is there already, and of no fleet's scan"),
         ("nets --clean clean.npz --out other", "name another folder"),
+        (
+            "nets/below --clean clean.npz --out out",
+            "out holds the scan of nets; name another folder, or pass --overwrite",
+        ),
         ("nets --clean clean.npz --out other --overwrite", "name another folder"),
         ("mlflow:a/b --clean clean.npz", "expected mlflow:MODEL or mlflow:MODEL/VERSION"),
     ],

@@ -51,8 +51,8 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
     for name in ("sarif", "junit"):
         if options[name] is not None:
             raise UsageError(f"--{name}: is of one net; goodnet report DIR/nets/NAME --{name} FILE writes it of each")
-    out, overwrite = options["out"], options["overwrite"]
-    earlier = check_out(out)
+    out = options["out"]
+    earlier = check_out(out, str(source), overwrite=options["overwrite"])
     given = {**options, **{name: options[name] for name in ModelOptions.__dataclass_fields__}}
     model_options = take_model_options(options)
     as_json, only_plan = options["as_json"], options["only_plan"]
@@ -82,7 +82,7 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
         try:
             with progress.shown(as_json) as report:
                 record = scan_fleet(
-                    fleet, settings, out=place, jobs=jobs, earlier=None if overwrite else earlier,
+                    fleet, settings, out=place, jobs=jobs, earlier=earlier,
                     command=command_line(), progress=report, told=_tell(as_json),
                     begins=_begins(as_json, len(fleet.nets), jobs, out),
                 )  # fmt: skip

@@ -50,11 +50,11 @@ _CHANGED = "the file changed while it was scanned; scan again"
 Told = Callable[[NetRow], None]
 
 
-def check_out(out: Path | None) -> FleetRecord | None:
-    """What an earlier run has left in `out`; None where it is new. Writes nothing.
+def check_out(out: Path | None, source: str, *, overwrite: bool) -> FleetRecord | None:
+    """What an earlier run has left in `out`; None where it is new, or is to be replaced. Writes nothing.
 
     Raises:
-        UsageError: something is there that is no fleet's, and would be lost.
+        UsageError: something is there that is no fleet's, or another fleet's, and would be lost.
         DataError: a summary that cannot be read.
     """
     if out is None:
@@ -66,9 +66,16 @@ def check_out(out: Path | None) -> FleetRecord | None:
         raise UsageError(f"--out: {nearest} cannot be written to; name another folder, or change its permissions")
     if (out / SUMMARY).exists():
         try:
-            return read_fleet(out / SUMMARY)
+            earlier = read_fleet(out / SUMMARY)
         except DataError as error:
             raise DataError(f"--out: {error}; name another folder") from error
+        if overwrite:
+            return None
+        if earlier.source != source:
+            raise UsageError(
+                f"--out: {out} holds the scan of {earlier.source}; name another folder, or pass --overwrite to replace it"
+            )
+        return earlier
     for name in (PAGE, NETS):
         if (out / name).exists() or (out / name).is_symlink():
             raise UsageError(f"--out: {out / name} is there already, and of no fleet's scan; name another folder")
