@@ -73,7 +73,7 @@ def check_out(out: Path | None, source: str, *, overwrite: bool) -> FleetRecord 
             return None
         if earlier.source != source:
             raise UsageError(
-                f"--out: {out} holds the scan of {earlier.source}; name another folder, or pass --overwrite to replace it"
+                f"--out: {out} holds the scan of {earlier.source}; name another folder, or pass --overwrite"
             )
         return earlier
     for name in (PAGE, NETS):
@@ -206,6 +206,8 @@ def _phase(
     name: str, task: str, nets: Sequence[Net], state: _State, facts: dict[str, Known], progress: Progress, told: Told
 ) -> None:
     """A process a net, in this order."""
+    if not nets:
+        return
     turns: dict[str, int] = {}
     # by estimates, in milliseconds: the last nets take far longer than the first
     costs = {net.name: 1 + round(1000 * (state.rows[net.name].estimated_seconds or 0.0)) for net in nets}
