@@ -7,12 +7,13 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-from bench import clean_only, fine_pruning, gangsweep
+from bench import clean_only, fine_pruning, fleet, gangsweep
 
 BENCHMARKS = {
     "gangsweep": gangsweep.main,
     "fine-pruning": fine_pruning.main,
     "clean-only": clean_only.main,
+    "fleet": fleet.main,
 }
 
 

@@ -32,13 +32,13 @@ from mlflow.exceptions import MlflowException
 import goodnet
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
-from goodnet.errors import GoodnetError, UsageError
+from goodnet.errors import GoodnetError, ModelError, UsageError
+from goodnet.fleet.registry import only_net
 from goodnet.record import ScanRecord
 
 CODES = {"clean": 0, "suspect": 1, "inconclusive": 2}
 NOT_FINISHED, WRONG_INPUT = 2, 3
 NOT_SCANNED = "not-scanned"
-NETS = {".safetensors", ".onnx", ".keras", ".h5", ".hdf5", ".pt", ".pth", ".pt2"}
 PER_LABEL = ("p_value", "mask_norm", "norm_ratio", "margin", "held_out_asr")
 AT_ONCE = 1000  # metrics that MLflow takes in one call
 
@@ -107,14 +107,13 @@ def version_uri(version: ModelVersion) -> str:
 
 
 def net_file(artifacts: Path, named: str | None) -> Path:
-    """The file to scan: the one that was named, or the only one that ends as nets do."""
+    """The file to scan: the one that was named, or the only net there."""
     if named is not None:
         return artifacts / named
-    found = sorted(path for path in artifacts.rglob("*") if path.suffix.lower() in NETS and path.is_file())
-    if len(found) != 1:
-        names = ", ".join(str(path.relative_to(artifacts)) for path in found[:5]) or "none"
-        raise UsageError(f"model: expected one file of a net among the artifacts, got {names}; say which with --file")
-    return found[0]
+    try:
+        return only_net(artifacts, "model")
+    except ModelError as error:
+        raise UsageError(f"{error}; say which with --file") from error
 
 
 def new_run(client: MlflowClient, version: ModelVersion, experiment: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from goodnet.cli import progress
+from goodnet.cli import output, progress
 
 
 def test_a_stage_that_begins_again_is_timed_anew(
@@ -27,6 +27,20 @@ def test_a_stage_that_begins_again_is_timed_anew(
     report("a", 4, 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["a: 100%, 0 s left", "a: 20%, 80 s left", "a: 4%, 6 min left"]
+
+
+def test_notes_come_above_the_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not at the end of a bar's own line, which is drawn anew."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress.shown(False) as report:
+        report("a", 1, 2)
+        output.note("[bold]a[/] note")
+    drawn = capsys.readouterr().err
+    before, after = drawn.split("[bold]a[/] note")
+    assert before.endswith("\x1b[2K")  # its line was emptied first
+    assert after.startswith("\n")
+    output.note("later")
+    assert capsys.readouterr().err == "later\n"
 
 
 def test_a_bar_begins_again() -> None:

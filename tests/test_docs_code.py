@@ -62,7 +62,7 @@ def test_commands_are_seen() -> None:
     ("line", "said"),
     [
         ("scan MODEL --clean DATA --colour red", "No such option"),
-        ("scan MODEL", "Missing parameter"),
+        ("repair", "Missing parameter"),
         ("scan --clean DATA", "Missing parameter"),
         ("scan MODEL OTHER --clean DATA", "too many"),
         ("scan MODEL --clean DATA --method best", "is not one of"),

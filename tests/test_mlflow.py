@@ -171,6 +171,28 @@ def test_a_pickle_is_refused_unrun_and_loses_an_earlier_verdict(server: Server, 
     assert server.client.get_run(run).info.status == "FAILED"
 
 
+def test_a_fleet_scans_all_versions_of_a_model(server: Server, clean: str, tmp_path: Path) -> None:
+    """A registry as it is: what MLflow downloads is read as a file, and never by MLflow."""
+    torch.save(Evil(), tmp_path / "model.pth")
+    server.register("several", save_net(tmp_path / "net.pt", block_net()), "model/data")
+    for file in (tmp_path / "model.pth", save_net(tmp_path / "bad.pt", block_net(TARGET))):
+        run = server.client.create_run("0").info.run_id
+        server.client.log_artifact(run, str(file), "model/data")
+        server.client.create_model_version("several", source=f"runs:/{run}/model", run_id=run)
+    canary = tmp_path / "canary"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": server.address, CANARY: str(canary), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "goodnet", "scan", "mlflow:several", "--arch", "mlp", "--clean", clean, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr
+    rows = [(row["name"], row["status"], row["model"]) for row in json.loads(done.stdout)["nets"]]
+    assert rows == [
+        ("several/1", "clean", "models:/several/1"),
+        ("several/2", "refused", "models:/several/2"),
+        ("several/3", "suspect", "models:/several/3"),
+    ]
+    assert not canary.exists()
+
+
 @functools.cache
 def gate_module() -> Any:
     spec = importlib.util.spec_from_file_location("mlflow_gate", GATE)

@@ -24,12 +24,17 @@ PACKAGES = ("numpy", "h5py", "safetensors", "pillow")
 
 def environment(classifier: Classifier, command: Sequence[str]) -> Environment:
     """Versions, device and threads; `command` as the user typed it, empty from the API."""
+    return machine(str(classifier.device), command)
+
+
+def machine(device: str, command: Sequence[str]) -> Environment:
+    """`environment` where there is no single net."""
     return Environment(
         command=tuple(command),
         goodnet=metadata.version("goodnet"),
         torch=torch.__version__,
         python=platform.python_version(),
-        device=str(classifier.device),
+        device=device,
         threads=torch.get_num_threads(),
         packages={name: metadata.version(name) for name in PACKAGES},
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -18,6 +20,7 @@ from goodnet.report.figures import visible
 from goodnet.report.terminal import WIDTH
 
 _QUIET = "goodnet.quiet"
+_writers: list[Callable[[str], None]] = [lambda text: click.echo(text, err=True)]
 
 
 def quiet_option() -> click.Option:
@@ -37,9 +40,19 @@ def quiet() -> bool:
 
 
 def note(text: str) -> None:
-    """A line on stderr that is no error."""
+    """A line on stderr that is no error; above the bars, where there are some."""
     if not quiet():
-        click.echo(text, err=True)
+        _writers[-1](text)
+
+
+@contextmanager
+def notes_through(write: Callable[[str], None]) -> Iterator[None]:
+    """Hands notes to `write` instead: what draws on the terminal has to know what else is written there."""
+    _writers.append(write)
+    try:
+        yield
+    finally:
+        _writers.remove(write)
 
 
 def print_table(table: Table) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -25,10 +25,14 @@ def shown(quiet: bool) -> Iterator[Report]:
     if quiet or output.quiet():
         yield silent
     elif sys.stderr.isatty():
-        with _bars() as bars:
+        with _bars() as bars, output.notes_through(_above(bars)):
             yield _OnTerminal(bars)
     else:
         yield _InLog()
+
+
+def _above(bars: Progress) -> Callable[[str], None]:
+    return lambda text: bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _bars() -> Progress:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from goodnet.cli import progress
+from goodnet.cli.fleet import is_fleet, scan_many
 from goodnet.cli.options import (
     command_line,
     data_range_option,
@@ -41,8 +42,8 @@ _SOME = 128  # images that decide the plan's precision
 
 
 @click.command("scan")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--clean", required=True, type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL|DIR|MANIFEST.csv|mlflow:NAME")
+@click.option("--clean", type=click.Path(path_type=Path), help="HDF5, folder or npz of clean images.")
 @click.option("--method", type=click.Choice(list(METHODS.values())), default="staged", show_default=True,
               help="staged: margins, masks, and what stands out again. gangsweep: a second opinion.")  # fmt: skip
 @click.option(
@@ -54,19 +55,31 @@ _SOME = 128  # images that decide the plan's precision
 @click.option("--block", type=click.IntRange(1), help="Images a pass and thread: bounds memory.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
               help="Of the net in searches; found triggers are judged in float32.")  # fmt: skip
-@click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
-              help="Stop then, inconclusive; with --out the same command goes on later.")  # fmt: skip
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Stop then, inconclusive; with --out the same command goes on later. Of many nets, each: 3600.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), metavar="N", help="Of many nets, at a time.  [default: as many as cores]"
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Say what a scan would do and how long it takes, and end.")
 @click.option("--no-preflight", is_flag=True, help="Scan even if ACC says that the net is fed the wrong way.")
 @view_options
 @data_range_option
 @model_options
 @run_options
-def scan_command(model: Path, clean: Path, **options: Any) -> int:
+def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
     """Says whether MODEL is backdoored, for which labels, and shows the trigger.
 
     Exits with 0 if clean, 1 if suspect, 2 if inconclusive, 3 on wrong input.
+    A folder of nets, a CSV file that names some, or the versions of a model
+    in MLflow's registry are scanned one by one; with the code of the worst.
     """
+    if is_fleet(model):
+        return scan_many(model, clean, options, _method(options))
+    clean = _single(clean, options.pop("jobs"))
     out: Path | None = options["out"]
     check_folder(out, "scan.json", overwrite=options["overwrite"])
     views = Views.of(options, out=out, keep=(model, clean))
@@ -110,6 +123,17 @@ def scan_command(model: Path, clean: Path, **options: Any) -> int:
         else:
             _say(record, out, page)
     return words.exit_code(record)
+
+
+def _single(clean: Path | None, jobs: int | None) -> Path:
+    """The clean images of a scan of one net. Raises UsageError."""
+    context = click.get_current_context()
+    if clean is None:
+        param = next(one for one in context.command.params if one.name == "clean")
+        raise click.MissingParameter(ctx=context, param=param)
+    if jobs is not None:
+        raise UsageError("--jobs: is for many nets; expected a folder of nets, a manifest or a registry's model")
+    return clean
 
 
 def _say(record: ScanRecord, out: Path | None, page: Path | None) -> None:

@@ -127,7 +127,7 @@ def render_report(parts: Sequence[Part]) -> str:
     """
     if not parts or any(part.first is None for part in parts):
         raise DataError("report: expected parts that hold a scan, a repair or an evaluation each; got an empty one")
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     return environment().get_template("report.html.j2").render(
         parts=[_view(part, f"part-{turn}") for turn, part in enumerate(parts, start=1)],
         style=Markup(style),
@@ -138,7 +138,7 @@ def render_report(parts: Sequence[Part]) -> str:
 
 def policy() -> str:
     """What the page may load and run, for a browser: itself."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     # hashes instead of 'unsafe-inline': even markup that slipped through the escaping could not run
     return (
         f"default-src 'none'; style-src {_hash(style)}; img-src data:; script-src {_hash(script)}; "
@@ -250,7 +250,8 @@ def _finalize(value: Any) -> Any:
     return figures.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the page's own: its style, or its script."""
     return re.sub(r"\r\n?", "\n", resources.files("goodnet.report").joinpath(name).read_text(encoding="utf-8"))
 
 
