@@ -268,7 +268,7 @@ class OnRay:
             except OSError as error:
                 raise UsageError(f"--address: no Ray cluster at {self.address}: {error.strerror or error}") from None
         base = "/tmp" if os.path.isdir("/tmp") else None  # a socket's path has at most 107 characters
-        self._folder = tempfile.mkdtemp(prefix="goodnet-", dir=base)
+        self._folder = tempfile.mkdtemp(prefix="goodnet-ray-", dir=base)
         options: dict[str, Any] = {"log_to_driver": False}
         if self.address is None:
             options |= {"num_cpus": torch.get_num_threads(), "include_dashboard": False, "_temp_dir": self._folder}

@@ -91,9 +91,9 @@ def _check_ours(classifier: Classifier) -> None:
 
 def on_worker(header: Any, call: bytes, *pieces: Any) -> tuple[str, str, bytes]:
     """Runs a block on a worker: how its versions differ, if they do; its kind of CPU; (result, what was told)."""
-    versions, threads, key, keys = header
+    expected, threads, key, keys = header
     mine = versions()
-    other = [f"{name} {mine[name]}, not {wanted}" for name, wanted in versions.items() if mine[name] != wanted]
+    other = [f"{name} {mine[name]}, not {wanted}" for name, wanted in expected.items() if mine[name] != wanted]
     if other:
         return f"has {', '.join(other)}", "", b""
     torch.set_num_threads(threads)
