@@ -206,7 +206,7 @@ class OnRay:
             return
         ray = self._connected()
         pieces = Pieces()
-        key = pieces.add(shared, whole=False)
+        key = pieces.add(shared)
         task = self._task(pieces.on_gpu, torch.get_num_threads() if alone else 1)
         refs = [self._put(piece, raw) for piece, raw in pieces.found.items()]
         threads = torch.get_num_threads() if alone else 1

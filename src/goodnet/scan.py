@@ -112,8 +112,7 @@ def scan(
     """
     started = time.perf_counter()
     method = method or Staged()
-    name = _name(method)
-    _check_method(method, name, time_limit, runner)
+    name = _checked(method, time_limit, runner)
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
@@ -179,13 +178,15 @@ def _name(method: Detector | OwnDetector) -> str:
     return method.name
 
 
-def _check_method(method: Detector | OwnDetector, name: str, time_limit: float | None, runner: Runner) -> None:
-    """Raises UsageError where the method cannot be stopped in between, or done elsewhere, as it is asked to be."""
+def _checked(method: Detector | OwnDetector, time_limit: float | None, runner: Runner) -> str:
+    """The method's name; UsageError where it cannot be stopped in between, or done elsewhere, as it is asked to be."""
+    name = _name(method)
     if time_limit is not None and (isinstance(method, GangSweep) or not time_limit > 0):
         wanted = "a method that works label by label" if time_limit > 0 else "more than 0 seconds"
         raise UsageError(f"time limit: expected {wanted}, got {name} with {time_limit:g} s")
     if not runner.here and (isinstance(method, GangSweep) or not isinstance(method, Detector)):
         raise UsageError(f"runner: expected serial or a method of goodnet's that works label by label, got {name}")
+    return name
 
 
 def _detect(

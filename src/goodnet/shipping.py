@@ -29,34 +29,61 @@ _OURS = ("goodnet.", "torch.nn.modules.")
 _held: dict[str, Any] = {}
 
 
-class Pieces(pickle.Pickler):
-    """Pickles of an object, its nets and its large tensors apart, so that each is sent once; by their hashes."""
+class Pieces:
+    """Pickles of an object, its nets and its large tensors apart, by their hashes: what is there is not sent again.
+
+    Attributes:
+        found: the pickles.
+        on_gpu: some net is on a GPU.
+    """
 
     def __init__(self) -> None:
         self.found: dict[str, bytes] = {}
         self.on_gpu = False
 
-    def add(self, value: object, *, whole: bool) -> str:
-        """The hash of the pickle of `value`, which is in `found` now; `whole` leaves nothing out of it."""
+    def add(self, value: object) -> str:
+        """The hash of the pickle of `value`. Raises UsageError for a net of the user's own code."""
+        return self._add(value, self)
+
+    def apart(self, value: object) -> str | None:
+        """The hash of what is a piece of its own; None for all else."""
+        if isinstance(value, Classifier):
+            _check_ours(value)
+            self.on_gpu |= value.device.type != "cpu"
+            return self._add(value, None)
+        large = isinstance(value, Tensor) and value.numel() * value.element_size() >= _LARGE
+        return self._add(value, None) if large else None
+
+    def _add(self, value: object, pieces: Pieces | None) -> str:
         stream = io.BytesIO()
-        if whole:
-            pickle.dump(value, stream)
-        else:
-            super().__init__(stream)
-            self.dump(value)
+        _Pickler(stream, pieces).dump(value)
         raw = stream.getvalue()
         key = hashlib.sha256(raw).hexdigest()
         self.found[key] = raw
         return key
 
+
+class _Pickler(pickle.Pickler):
+    """Leaves out what is a piece of its own, and writes equal tensors alike, as torch's own pickles do not."""
+
+    def __init__(self, stream: io.BytesIO, pieces: Pieces | None):
+        super().__init__(stream)
+        self.pieces = pieces
+
     def persistent_id(self, value: object) -> str | None:
-        if isinstance(value, Classifier):
-            _check_ours(value)
-            self.on_gpu |= value.device.type != "cpu"
-            return self.add(value, whole=True)
-        if isinstance(value, Tensor) and value.numel() * value.element_size() >= _LARGE:
-            return self.add(value, whole=True)
-        return None
+        return None if self.pieces is None else self.pieces.apart(value)
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not Tensor:
+            return NotImplemented
+        dense = value.detach().clone()
+        raw = dense.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return _tensor, (raw, dense.dtype, tuple(dense.shape), dense.stride(), dense.device.type)
+
+
+def _tensor(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...], device: str) -> Tensor:
+    made = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+    return made.copy_(torch.frombuffer(bytearray(raw), dtype=dtype).view(shape)) if raw else made
 
 
 class _Pieced(pickle.Unpickler):
