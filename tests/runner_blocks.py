@@ -62,8 +62,10 @@ class ByPost:
         self.sent |= pieces.found
         raw = [np.frombuffer(piece, np.uint8) for piece in pieces.found.values()]
         header = (versions(), 1, key, list(pieces.found))
+        threads = torch.get_num_threads()
         for i in reversed(range(len(blocks))):  # any order will do
             other, _, answer = on_worker(header, pickle.dumps((function, blocks[i])), *raw)
+            torch.set_num_threads(threads)
             assert not other
             result, moved = pickle.loads(answer)
             tell(moved)
