@@ -11,8 +11,10 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -173,6 +175,7 @@ class OnRay:
         self._host_and_port = None if address in (None, "auto") else _host_and_port(str(address))
         self._before: dict[str, str | None] = {}
         self._folder: str | None = None
+        self._on_term: Any = None
         self._ours = False
         self._refs: dict[str, Any] = {}
         self._nodes: set[str] = set()
@@ -236,6 +239,8 @@ class OnRay:
         """Leaves the cluster, and ends it if it was started here."""
         if self._ray is not None and self._ours:
             self._ray.shutdown()
+        if self._on_term is not None:
+            signal.signal(signal.SIGTERM, self._on_term)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         for name, value in self._before.items():
@@ -243,7 +248,7 @@ class OnRay:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        self._ray, self._folder, self._before, self._refs = None, None, {}, {}
+        self._ray, self._folder, self._on_term, self._before, self._refs = None, None, None, {}, {}
 
     def _connected(self) -> Any:
         if self._ray is not None:
@@ -255,8 +260,12 @@ class OnRay:
         import ray  # what it is to heed is set
 
         if not ray.is_initialized():
+            before = signal.getsignal(signal.SIGTERM)
             self._join(ray)
             self._ours = True
+            if threading.current_thread() is threading.main_thread():  # Ray's own ends as if the user's code had
+                signal.signal(signal.SIGTERM, _as_ctrl_c)
+                self._on_term = before
         self._ray = ray
         self._nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         return ray
@@ -365,6 +374,10 @@ def _host_and_port(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) >= 1 << 16:
         raise UsageError(f"--address: expected auto, host:port or ray://host:port, got {address!r}")
     return host.strip("[]"), int(port)
+
+
+def _as_ctrl_c(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager
