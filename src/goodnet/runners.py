@@ -137,8 +137,14 @@ _RETRIES = 5  # of a block whose worker or node is lost
 _AT_ONCE = 1000  # blocks handed to Ray and not done
 _WAKE = 0.5  # seconds
 _ENDING = 5.0  # seconds until a task that was told to end is killed
-# Read when ray is imported or a cluster is started. The last one keeps every port of a local cluster on 127.0.0.1.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# Read when ray is imported or a cluster is started. The regular expression is of lines that Ray must not print, which
+# it would on stdout, among our records; the last one keeps every port of a local cluster on 127.0.0.1.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
+}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _TOKEN = secrets.token_hex(32)
 
