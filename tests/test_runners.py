@@ -388,7 +388,7 @@ def frozen(three: Three, node: int) -> int:
 def started(folder: Path, *options: str) -> subprocess.Popen[str]:
     """`goodnet scan --runner ray` of the net with a backdoor, in a folder with a module that nobody should import."""
     fill(folder)
-    (folder / "h5py.py").write_text(f"open({str(folder / 'fired')!r}, 'w')")
+    (folder / "torch.py").write_text(f"open({str(folder / 'fired')!r}, 'w')")
     command = ["scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--block", "16", "--runner", "ray", *options]
     code = "import sys; sys.path.remove(''); from goodnet.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
