@@ -19,6 +19,7 @@ from goodnet.record import Environment, MethodInfo
 from goodnet.report.detection_plot import detection_svg
 from goodnet.report.detection_table import detection_markdown
 from goodnet.triggers.inversion import Schedule
+from runner_blocks import ByPost
 
 CLEAN = DetectionRow(
     net="a",
@@ -156,6 +157,16 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, toy: list[PoolNet], monk
     assert scanned[3:] == ["toy", "toy"]
     with pytest.raises(UsageError, match="absent: needs"):
         run_detection(cache, out, nets=toy[2:], method=short)
+
+
+def test_another_runner_gives_the_same_rows(tmp_path: Path, toy: list[PoolNet]) -> None:
+    short = NeuralCleanse(search=Schedule(steps=6, batch=4))
+    here = run_detection(tmp_path / "cache", tmp_path / "here", nets=toy, method=short)
+    away = run_detection(tmp_path / "cache", tmp_path / "away", nets=toy, method=short, runner=ByPost())
+    assert [replace(row, seconds=0.0) for row in away.rows] == [replace(row, seconds=0.0) for row in here.rows]
+    assert [row.net for row in away.rows] == ["toy", "toy-patch"]
+    assert (tmp_path / "away" / "scans" / "toy" / "scan.json").is_file()
+    assert not list((tmp_path / "away").glob(".running-*"))
 
 
 def test_the_command_asks_for_names_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -410,6 +410,8 @@ def test_the_table_has_the_worst_first_and_fits_80_columns() -> None:
         ("nets --clean nowhere.npz", "nowhere.npz"),
         ("nets --clean clean.npz --sarif a.sarif", "--sarif: is of one net"),
         ("nets --clean clean.npz --junit a.xml", "--junit: is of one net"),
+        ("nets --clean clean.npz --runner ray", "--runner: is of one net's labels"),
+        ("nets --clean clean.npz --address auto", "--address: expected with --runner ray"),
         ("nets --clean clean.npz --jobs 0", "--jobs"),
         ("nets --clean clean.npz --input-shape 1,2", "3,55,47"),
         ("nets --clean clean.npz --method gangsweep --time-limit 5", "--method gangsweep"),

@@ -50,7 +50,9 @@ def test_every_dependency_has_a_licence_on_the_page() -> None:
     rows = table()
     assert {"torch", "modelscan", "keras", "mkdocs", "pytest"} <= names() <= set(rows)
     assert all(licence.strip() for _, licence, _ in rows.values())
-    for name in names("onnx", "keras", "scan-code", "serve", "docs", "notebooks", "mlflow", "mlflow-test", "dev"):
+    for name in names(
+        "onnx", "keras", "scan-code", "serve", "ray", "docs", "notebooks", "mlflow", "mlflow-test", "dev"
+    ):
         assert rows[name][2] == "core"
     assert rows["modelscan"][2] == "[scan-code]"
     assert rows["mkdocs"][2] == "[docs]"
@@ -76,7 +78,7 @@ def test_the_page_says_what_the_packages_say() -> None:
 def test_every_dependency_is_locked_with_its_hashes() -> None:
     lock = locked()
     assert "torch" not in lock  # its hash hangs on the index; the Makefile pins its version
-    assert names("scan-code", "docs", "notebooks", "mlflow", "mlflow-test") - {"torch"} <= set(lock)
+    assert names("ray", "scan-code", "docs", "notebooks", "mlflow", "mlflow-test") - {"torch"} <= set(lock)
     assert all(hashes > 0 for versions in lock.values() for _, hashes in versions)
     for lines in (lines for group, lines in groups().items() if group not in ("scan-code", "docs")):
         for requirement in lines:

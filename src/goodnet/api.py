@@ -27,6 +27,7 @@ from goodnet.record import EvaluateRecord, RepairRecord, ScanRecord
 from goodnet.report import read_parts, write_report
 from goodnet.report.junit import render_junit
 from goodnet.report.sarif import render_sarif
+from goodnet.runners import SERIAL, Runner
 from goodnet.scan import Detector
 from goodnet.scan import scan as _scan
 
@@ -43,6 +44,7 @@ def scan(
     time_limit: float | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    runner: Runner = SERIAL,
 ) -> ScanRecord:
     """Says whether a net is backdoored, for which labels, and shows the trigger (`goodnet scan`).
 
@@ -55,6 +57,7 @@ def scan(
         time_limit: seconds after which the scan ends as inconclusive with what was found.
         out: folder for `scan.json`, `triggers.npz` and pictures; None writes nothing.
         overwrite: replace an earlier scan in `out`.
+        runner: where the labels are searched: in this process, or a `goodnet.runners.OnRay`.
 
     Returns:
         The record: `verdict`, `flagged_labels`, and each label's evidence in `labels`.
@@ -63,7 +66,7 @@ def scan(
         UsageError, DataError, ModelError: nothing has been written then.
     """
     return _scan(net, _images(clean, net), method=method, seed=seed, labels=labels, time_limit=time_limit,
-                 out=None if out is None else Path(out), overwrite=overwrite)  # fmt: skip
+                 out=None if out is None else Path(out), overwrite=overwrite, runner=runner)  # fmt: skip
 
 
 def repair(

@@ -7,9 +7,13 @@ not to see: they have rows of their own, and rates are given with and without th
 
 from __future__ import annotations
 
+import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +26,10 @@ from goodnet.detection_specs import BLIND_SPOTS, PARTS, PoolNet, specs
 from goodnet.errors import UsageError
 from goodnet.pool_scan import pool_scan
 from goodnet.progress import Progress, silent
-from goodnet.record import ScanRecord, Share
+from goodnet.record import Environment, ScanRecord, Share
+from goodnet.runners import SERIAL, Runner
 from goodnet.scan import METHODS, Detector
+from goodnet.shipping import Tell
 from goodnet.staged import Staged
 from goodnet.stats import wilson
 from goodnet.strict_json import write_record
@@ -43,6 +49,7 @@ def run_detection(
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
+    runner: Runner = SERIAL,
 ) -> DetectionRecord:
     """Makes the nets that the cache has not, scans all, and leaves `detection.json` and every scan in `out`.
 
@@ -55,9 +62,10 @@ def run_detection(
         nets: some of `specs()`; None for all.
         method: the detector; `Staged()` by default.
         seed: of the scans and of the bootstrap.
+        runner: where nets are made and scanned; on Ray a net is a task, and all machines have to share the folders.
 
     Raises:
-        UsageError: no net can be made at all.
+        UsageError: no net can be made at all, or a machine does not share the folders.
         DataError, ModelError: see `detection_pool.build`.
     """
     started = time.perf_counter()
@@ -69,27 +77,75 @@ def run_detection(
         raise UsageError(
             f"bench detection: expected nets to scan, got none; {left_out[0] if left_out else 'name some'}"
         )
-    rows: list[DetectionRow] = []
-    machine = None
-    for number, spec in enumerate(made):
-        progress("nets", number, len(made))
-        pooled = build(spec, cache, data, progress=progress)
-        machine = machine or environment(pooled.classifier, command)
-        record = pool_scan(pooled, out / "scans" / spec.name, method, seed, command)
-        rows.append(detection_row(pooled, record))
-        say(_line(rows[-1], number + 1, len(made), time.perf_counter() - started))
-    progress("nets", len(made), len(made))
-    assert machine is not None
+    found: dict[int, Cell] = {}
+    bench = Bench(
+        cache=cache.absolute(),
+        out=out.absolute(),
+        data=None if data is None else data.absolute(),
+        method=method,
+        seed=seed,
+        command=tuple(command),
+        progress=progress if runner.here else silent,
+    )
+    progress("nets", 0, len(made))
+    with _marked(bench) as bench:
+        for number, cell in runner.run(scan_cell, bench, made, alone=True):
+            found[number] = cell
+            progress("nets", len(found), len(made))
+            say(_line(cell.row, len(found), len(made), time.perf_counter() - started))
+    rows = [found[number].row for number in range(len(made))]
     result = DetectionRecord(
         rows=tuple(rows),
         summaries=summaries(rows, seed=seed),
         left_out=left_out,
         method=method_info(METHODS[type(method)], method, seed),
         seconds=time.perf_counter() - started,
-        environment=machine,
+        environment=found[0].machine,
     )
     write_record(result, out / "detection.json")
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all nets' scans share; `mark` is a file that whoever shares the folders sees."""
+
+    cache: Path
+    out: Path
+    data: Path | None
+    method: Detector
+    seed: int
+    command: tuple[str, ...]
+    progress: Progress
+    mark: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A net's row, and what it was made on."""
+
+    row: DetectionRow
+    machine: Environment
+
+
+def scan_cell(bench: Bench, spec: PoolNet, tell: Tell) -> Cell:
+    """Makes a net, unless it is there, and scans it. Raises UsageError where the folders are not shared."""
+    if bench.mark is not None and not bench.mark.is_file():
+        raise UsageError(
+            f"bench detection: expected --out, --cache and --data in folders that all machines share, but "
+            f"{platform.node()} does not see {bench.out}"
+        )
+    pooled = build(spec, bench.cache, bench.data, progress=bench.progress)
+    record = pool_scan(pooled, bench.out / "scans" / spec.name, bench.method, bench.seed, bench.command)
+    return Cell(row=detection_row(pooled, record), machine=environment(pooled.classifier, bench.command))
+
+
+@contextmanager
+def _marked(bench: Bench) -> Iterator[Bench]:
+    """The bench with a mark in its folder, for as long as it runs."""
+    bench.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=bench.out, prefix=".running-") as file:
+        yield replace(bench, mark=Path(file.name))
 
 
 def detection_row(pooled: Pooled, record: ScanRecord) -> DetectionRow:

@@ -14,10 +14,10 @@ from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Planned
 from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
+from goodnet.runners import in_threads
 from goodnet.staged import Staged
 from goodnet.triggers.blocks import block_size
 from goodnet.triggers.generator import GeneratorSchedule, train_generator
-from goodnet.triggers.threads import in_threads
 
 _MEASURE = 0.3
 _TURNS = 4  # of a short training of GangSweep's generator

@@ -22,6 +22,7 @@ from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Example, LabelResult, ScanRecord, Share
+from goodnet.runners import SERIAL, Runner
 from goodnet.staged import Staged
 from goodnet.strict_json import writing_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
@@ -82,6 +83,7 @@ def scan(
     progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
     before: Callable[[], None] = lambda: None,
+    runner: Runner = SERIAL,
 ) -> ScanRecord:
     """Scans a net for backdoors.
 
@@ -100,6 +102,7 @@ def scan(
         progress: told how far each stage is.
         say: told, in a line, that an earlier run's results are taken over.
         before: called once nothing is wrong with net, images and settings, before the work.
+        runner: who computes the blocks of labels; the record is the same whoever it is.
 
     With `out`, what is done is kept there while the scan runs: one that was killed goes on if it is called again with
     the same net, images and settings, and ends with the same record.
@@ -109,10 +112,7 @@ def scan(
     """
     started = time.perf_counter()
     method = method or Staged()
-    name = _name(method)
-    if time_limit is not None and (isinstance(method, GangSweep) or not time_limit > 0):
-        wanted = "a method that works label by label" if time_limit > 0 else "more than 0 seconds"
-        raise UsageError(f"time limit: expected {wanted}, got {name} with {time_limit:g} s")
+    name = _checked(method, time_limit, runner)
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
@@ -120,7 +120,9 @@ def scan(
     _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
     before()
     work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
-    detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
+    detection = _detect(
+        method, classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
+    )
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
     if work.out_of_time:
         reasons = (*reasons, f"the time limit of {time_limit:g} s was over before the scan was whole")
@@ -176,6 +178,17 @@ def _name(method: Detector | OwnDetector) -> str:
     return method.name
 
 
+def _checked(method: Detector | OwnDetector, time_limit: float | None, runner: Runner) -> str:
+    """The method's name; UsageError where it cannot be stopped in between, or done elsewhere, as it is asked to be."""
+    name = _name(method)
+    if time_limit is not None and (isinstance(method, GangSweep) or not time_limit > 0):
+        wanted = "a method that works label by label" if time_limit > 0 else "more than 0 seconds"
+        raise UsageError(f"time limit: expected {wanted}, got {name} with {time_limit:g} s")
+    if not runner.here and (isinstance(method, GangSweep) or not isinstance(method, Detector)):
+        raise UsageError(f"runner: expected serial or a method of goodnet's that works label by label, got {name}")
+    return name
+
+
 def _detect(
     method: Detector | OwnDetector,
     classifier: Classifier,
@@ -186,15 +199,19 @@ def _detect(
     labels: Sequence[int] | None,
     progress: Progress,
     work: Work,
+    runner: Runner,
 ) -> Detection:
     if isinstance(method, GangSweep):  # one generator for all labels: nothing is done before all is
         return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
     try:
+        if isinstance(method, Detector):
+            return method(
+                classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
+            )
         found = method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
     finally:
         work.flush()
-    if not isinstance(method, Detector):
-        check_found(found, range(classifier.classes) if labels is None else labels, method.name)
+    check_found(found, range(classifier.classes) if labels is None else labels, method.name)
     return found
 
 

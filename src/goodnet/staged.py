@@ -40,6 +40,7 @@ from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
+from goodnet.runners import SERIAL, Runner
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
 from goodnet.work import Work
@@ -94,11 +95,14 @@ class Staged:
         labels: Sequence[int] | None = None,
         progress: Progress = silent,
         work: Work | None = None,
+        runner: Runner = SERIAL,
     ) -> Detection:
         """Scores every label; arguments as of `NeuralCleanse`."""
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        early = self.margins(classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work)
+        early = self.margins(
+            classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work, runner=runner
+        )
         by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
         late = self.masks(
             classifier,
@@ -109,25 +113,17 @@ class Staged:
             also=[row.label for row in by_margin[: self.margin_candidates]],
             progress=progress,
             work=work,
+            runner=runner,
         )
         two_passes = self.masks.two_passes(len(wanted))
-        preferred = preferences(classifier, seed=seed)
-        preferred -= np.median(preferred)
-        rows = [
-            replace(
-                row,
-                margin=first.margin,
-                margin_ratio=first.margin_ratio,
-                margin_p_value=first.margin_p_value,
-                preference=float(preferred[row.label]),
-            )
-            for row, first in zip(late.labels, early.labels)
-        ]
+        rows = _all_looks(late.labels, early.labels, preferences(classifier, seed=seed))
         reference = np.isin(wanted, late.reference)
         often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
         rows = joined(rows, reference, often, two_passes=two_passes)
         decision = self._decision(rows, reference, two_passes=two_passes)
-        searches = Searches(self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work)
+        searches = Searches(
+            self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner
+        )
         whole = len(wanted) == classifier.classes
         mapping, trigger = (self.away(searches, decision.median_norm) if whole else None) or (None, None)
         again = self._confirm(rows, decision, searches, two_passes=two_passes)
@@ -192,6 +188,7 @@ class Staged:
             restart=restart,
             progress=searches.progress,
             work=searches.work,
+            runner=searches.runner,
         )
         first: dict[int, LabelResult] = {}
         if two_passes:
@@ -217,6 +214,23 @@ class _Again:
     rows: dict[int, LabelResult]
     triggers: dict[int, Trigger]
     passes: int
+
+
+def _all_looks(
+    masks: Sequence[LabelResult], margins: Sequence[LabelResult], preferred: stats.Array
+) -> list[LabelResult]:
+    """The rows of the masks with the margins' figures, and with each label's preference (K,) over the median one."""
+    preferred = preferred - np.median(preferred)
+    return [
+        replace(
+            row,
+            margin=first.margin,
+            margin_ratio=first.margin_ratio,
+            margin_p_value=first.margin_p_value,
+            preference=float(preferred[row.label]),
+        )
+        for row, first in zip(masks, margins)
+    ]
 
 
 def _median_row(row: LabelResult, starts: Sequence[LabelResult]) -> LabelResult:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from goodnet.cli import progress
 from goodnet.cli.options import command_line
 from goodnet.cli.options import seed as seed_type
+from goodnet.cli.running import runner_options, take_runner
 from goodnet.detection_bench import run_detection
 from goodnet.detection_specs import BLIND_SPOTS, PARTS, PoolNet, specs
 from goodnet.errors import UsageError
@@ -31,21 +33,30 @@ from goodnet.strict_json import to_json
               help="Where scans and tables go; a run that was interrupted goes on there.")  # fmt: skip
 @click.option("--seed", type=seed_type, metavar="NUMBER", default="0", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
+@runner_options
 def detection_command(
-    data: Path | None, cache: Path | None, part: str, only: str | None, out: Path, seed: int, as_json: bool
+    data: Path | None,
+    cache: Path | None,
+    part: str,
+    only: str | None,
+    out: Path,
+    seed: int,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """How often a scan is right, over nets that are trained here.
 
     Trains the nets that the cache has not, scans all, and leaves
     detection.json, .md and .svg in --out, beside each scan. Nets whose
     images are not there are left out; those on drawn faces need none.
+    With --runner ray, all machines have to share the folders.
     """
 
     def say(text: str) -> None:
         if not as_json:
             click.echo(text)
 
-    with progress.shown(as_json) as report:
+    with progress.shown(as_json) as report, take_runner(options) as runner:
         record = run_detection(
             cache if cache is not None else cache_folder(),
             out,
@@ -55,6 +66,7 @@ def detection_command(
             command=command_line(),
             say=say,
             progress=report,
+            runner=runner,
         )
     table = detection_markdown(record)
     write_text(out / "detection.md", table)

@@ -16,6 +16,7 @@ from goodnet.cli import progress
 from goodnet.cli.manifest import read_manifest
 from goodnet.cli.options import ModelOptions, command_line, resolve_device, take_model_options
 from goodnet.cli.output import note
+from goodnet.cli.running import take_runner
 from goodnet.errors import GoodnetError, UsageError
 from goodnet.fleet.keys import sandboxed
 from goodnet.fleet.machine import share_out
@@ -51,6 +52,9 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
     for name in ("sarif", "junit"):
         if options[name] is not None:
             raise UsageError(f"--{name}: is of one net; goodnet report DIR/nets/NAME --{name} FILE writes it of each")
+    if options["runner"] != "serial":
+        raise UsageError("--runner: is of one net's labels; many nets are processes of this machine, see --jobs")
+    take_runner(options)
     out = options["out"]
     earlier = check_out(out, str(source), overwrite=options["overwrite"])
     given = {**options, **{name: options[name] for name in ModelOptions.__dataclass_fields__}}

@@ -22,6 +22,7 @@ from goodnet.cli.options import (
     whole_numbers,
 )
 from goodnet.cli.output import note, quiet, write_page
+from goodnet.cli.running import runner_options, take_runner
 from goodnet.cli.views import Views, view_options
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
@@ -66,6 +67,7 @@ _SOME = 128  # images that decide the plan's precision
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Say what a scan would do and how long it takes, and end.")
 @click.option("--no-preflight", is_flag=True, help="Scan even if ACC says that the net is fed the wrong way.")
+@runner_options
 @view_options
 @data_range_option
 @model_options
@@ -84,6 +86,7 @@ def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
     check_folder(out, "scan.json", overwrite=options["overwrite"])
     views = Views.of(options, out=out, keep=(model, clean))
     method = _method(options)
+    where = take_runner(options)
     classifier = take_model_options(options).load(model)
     images = read_clean(clean, classifier, options["data_range"])
     only_plan = options["only_plan"]
@@ -96,7 +99,8 @@ def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
         if only_plan:
             raise _OnlyPlanned
 
-    with suppress(_OnlyPlanned), progress.shown(options["as_json"] or only_plan) as report, claimed(out), _kept(out):
+    shown = progress.shown(options["as_json"] or only_plan)
+    with suppress(_OnlyPlanned), shown as report, claimed(out), _kept(out), where as runner:
         record = scan(
             classifier,
             images,
@@ -111,6 +115,7 @@ def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
             before=before,
             command=command_line(),
             progress=report,
+            runner=runner,
         )
     if only_plan:
         return 0

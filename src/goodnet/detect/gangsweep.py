@@ -47,8 +47,8 @@ from goodnet.models import surgery
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
+from goodnet.runners import in_threads
 from goodnet.triggers.generator import GeneratedTriggers, GeneratorSchedule, train_generator
-from goodnet.triggers.threads import in_threads
 from goodnet.verdicts import flag
 
 # How logarithms of innocent labels' norms (and sizes), and of shift distances, scatter in a net of which nothing is

@@ -31,6 +31,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
+from goodnet.runners import SERIAL, Runner
 from goodnet.triggers.margin import MarginSchedule, margins
 from goodnet.verdicts import flag
 from goodnet.work import OutOfTime, Work
@@ -81,11 +82,12 @@ class MaxMargin:
         labels: Sequence[int] | None = None,
         progress: Progress = silent,
         work: Work | None = None,
+        runner: Runner = SERIAL,
     ) -> Detection:
         """Scores every label. `fit` and `held_out` are not looked at but to compare the twin with the net."""
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        found = self.climbed(classifier, fit[0], wanted, seed=seed, progress=progress, work=work)
+        found = self.climbed(classifier, fit[0], wanted, seed=seed, progress=progress, work=work, runner=runner)
         rows = scored([LabelResult(label=label, status="screened", margin=found[label]) if label in found else
                        LabelResult(label=label, status="skipped") for label in wanted])  # fmt: skip
         rows = [replace(row, p_value=row.margin_p_value) for row in rows]
@@ -114,6 +116,7 @@ class MaxMargin:
         restart: int = 0,
         progress: Progress = silent,
         work: Work,
+        runner: Runner = SERIAL,
     ) -> dict[int, float]:
         """Each label's largest margin; fewer than `labels` where time ran out.
 
@@ -121,6 +124,7 @@ class MaxMargin:
             images: (N, C, H, W) to compare the twin with the net on.
             restart: other random images to start from, for each label, under another name of the stage.
             work: what is done is taken from here and added to it.
+            runner: who computes the blocks of labels.
         """
         stage = f"{_STAGE}, start {restart + 1}" if restart else _STAGE
         left = [label for label in labels if label not in work.done(stage)]
@@ -141,6 +145,7 @@ class MaxMargin:
                 block=self.block,
                 on_steps=step,
                 on_result=lambda label, margin: work.add(stage, label, {"margin": np.array(margin)}),
+                runner=runner,
             )
         done = work.done(stage)
         return {label: float(done[label]["margin"]) for label in labels if label in done}

@@ -42,6 +42,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
+from goodnet.runners import SERIAL, Runner
 from goodnet.triggers.inversion import Inverted, Schedule, invert, success_rates
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
@@ -111,6 +112,7 @@ class NeuralCleanse:
         also: Sequence[int] = (),
         progress: Progress = silent,
         work: Work | None = None,
+        runner: Runner = SERIAL,
     ) -> Detection:
         """Scores every label.
 
@@ -120,9 +122,11 @@ class NeuralCleanse:
             labels: only these labels; all of the net's by default.
             also: labels to search whole whatever the first pass finds.
             work: what an earlier run has done already, and how much time there is.
+            runner: who computes the blocks of labels.
         """
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
-        found = Searches(self, classifier, fit, held_out, seed=seed, progress=progress, work=work or Work())
+        work = work or Work()
+        found = Searches(self, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner)
         first, whole, reference = self._first_pass(found, wanted, also, seed)
         some = [label for label, chosen in zip(wanted, whole) if chosen]
         searched = found.invert("search", some, self.search)
@@ -231,9 +235,10 @@ class Searches:
         seed: int,
         progress: Progress,
         work: Work,
+        runner: Runner = SERIAL,
     ):
         self.classifier, self.seed, self.block = classifier, seed, method.block
-        self.fit, self.held_out, self.progress, self.work = fit, held_out, progress, work
+        self.fit, self.held_out, self.progress, self.work, self.runner = fit, held_out, progress, work, runner
         self.twin = twin(classifier, fit[0], precision=method.precision).classifier
         self.passes = 0
 
@@ -273,6 +278,7 @@ class Searches:
                 block=self.block,
                 on_steps=step,
                 on_result=lambda result: self.work.add(stage, result.trigger.target, _kept(result, keep_triggers)),
+                runner=self.runner,
             )
         done = self.work.done(stage)
         self.passes += sum(label in done for label in labels) * schedule.steps * schedule.batch
@@ -305,7 +311,8 @@ class Searches:
 
     def _success(self, stage: str, triggers: Sequence[Trigger], images: tuple[Tensor, Tensor]) -> list[float | None]:
         self.passes += len(triggers) * len(images[0])
-        return success_rates(self.classifier, triggers, *images, on_done=counter(self.progress, stage, len(triggers)))
+        count = counter(self.progress, stage, len(triggers))
+        return success_rates(self.classifier, triggers, *images, on_done=count, runner=self.runner)
 
 
 def scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[LabelResult]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from goodnet.errors import DataError
 from goodnet.models.classifier import Classifier
+from goodnet.runners import SERIAL, Runner
+from goodnet.shipping import Tell
 from goodnet.triggers.inversion import Inverted, Schedule, Search, State, run_all
 
 
@@ -24,8 +26,9 @@ def invert_away(
     *,
     seed: int,
     block: int | None = None,
-    on_steps: Callable[[int], None] | None = None,
+    on_steps: Tell | None = None,
     on_result: Callable[[Inverted], None] | None = None,
+    runner: Runner = SERIAL,
 ) -> list[Inverted]:
     """Inverts triggers that lead away from each image's own class, no matter where to, one for each of `starts`.
 
@@ -34,7 +37,7 @@ def invert_away(
     """
     if len(images) == 0:
         raise DataError("inversion: expected at least one clean image, got none")
-    return run_all(_Away(classifier, images, classes, starts, schedule, seed, on_result), block, on_steps)
+    return run_all(_Away(classifier, images, classes, starts, schedule, seed), block, on_steps, on_result, runner)
 
 
 class _Away(Search):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
-from goodnet.triggers.threads import in_threads
+from goodnet.runners import in_threads
 from goodnet.triggers.trigger import Trigger
 
 _WIDEST = 3.0  # before tanh: takes a mask of 5 % to 95 %

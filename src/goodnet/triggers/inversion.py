@@ -1,9 +1,9 @@
 """The inversion engine: reverse-engineers the triggers of many labels in one forward pass.
 
-Every label has its own mask, pattern, Adam moments, weight of the norm, best result and stop; the net sees the
-triggered images of a whole block of labels at once. A label that is done hands its slot to the next one, so blocks
-stay full. Objective and schedule are Neural Cleanse's (Wang et al., S&P 2019, Sec. IV-A, Eq. 3 and the authors'
-code): cross entropy to the target + weight * L1 of the mask, mask and pattern through tanh, Adam (0.1; 0.5, 0.9).
+Every label has its own mask, pattern, Adam moments, weight of the norm and best result; the net sees the triggered
+images of a whole block of labels at once. All labels take as many steps, so a block stays full. Objective and schedule
+are Neural Cleanse's (Wang et al., S&P 2019, Sec. IV-A, Eq. 3 and the authors' code): cross entropy to the target +
+weight * L1 of the mask, mask and pattern through tanh, Adam (0.1; 0.5, 0.9).
 
 Only the gradient to the triggered image comes from autograd. From there on, with x' = (1 - m) x + m p,
 dL/dp = sum_b m g and dL/dm = sum_b,c g (p - x) are written out: one pass over memory instead of autograd's five.
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.runners import SERIAL, Runner, quiet
+from goodnet.shipping import Tell
 from goodnet.triggers.blocks import block_size
-from goodnet.triggers.threads import in_threads
 from goodnet.triggers.trigger import Trigger
 
 
@@ -87,8 +88,9 @@ def invert(
     *,
     seed: int,
     block: int | None = None,
-    on_steps: Callable[[int], None] | None = None,
+    on_steps: Tell | None = None,
     on_result: Callable[[Inverted], None] | None = None,
+    runner: Runner = SERIAL,
 ) -> list[Inverted]:
     """Inverts a trigger for each of `labels`.
 
@@ -101,7 +103,8 @@ def invert(
         block: triggered images a forward pass and thread: bounds memory, keeps activations in cache; None for
             `block_size`'s.
         on_steps: called after every pass with how many labels moved on by a step, for progress.
-        on_result: called with each label's result as soon as it is there, from any thread.
+        on_result: called with each label's result as soon as it is there.
+        runner: who computes the blocks.
 
     Returns:
         One `Inverted` a label, in the order of `labels`; the same for the same seed, whatever other labels are asked
@@ -115,20 +118,40 @@ def invert(
     for label in labels:
         if not bool((classes != label).any()):
             raise DataError(f"inversion: all {len(images)} images are of label {label}; add images of other classes")
-    return run_all(Search(classifier, images, classes, labels, schedule, seed, on_result), block, on_steps)
+    return run_all(Search(classifier, images, classes, labels, schedule, seed), block, on_steps, on_result, runner)
 
 
-def run_all(search: Search, block: int | None, on_steps: Callable[[int], None] | None) -> list[Inverted]:
+def run_all(
+    search: Search,
+    block: int | None,
+    on_steps: Tell | None,
+    on_result: Callable[[Inverted], None] | None = None,
+    runner: Runner = SERIAL,
+) -> list[Inverted]:
     """The search's results in the order of its labels; on a CPU a thread a core."""
-    labels = search.labels
-    block = block or block_size(search.classifier)
-    if search.device.type != "cpu":
-        return search.run(range(len(labels)), block, on_steps)
-    threads = min(torch.get_num_threads(), len(labels))
-    shares = [range(first, len(labels), threads) for first in range(threads)]
-    parts = in_threads(lambda share: search.run(share, block, on_steps), shares, stop=search.stop)
-    results = {job: result for share, part in zip(shares, parts) for job, result in zip(share, part)}
-    return [results[job] for job in range(len(labels))]
+    slots = max(1, (block or block_size(search.classifier)) // search.schedule.batch)
+    jobs = range(len(search.labels))
+    blocks = [(jobs[first : first + slots], slots) for first in range(0, len(jobs), slots)]
+    results: dict[int, Inverted] = {}
+    on_gpu = search.device.type != "cpu"
+    for i, found in runner.run(run_block, search, blocks, tell=on_steps or quiet, alone=on_gpu):
+        for job, result in zip(blocks[i][0], found):
+            results[job] = result
+            if on_result is not None:
+                on_result(result)
+    return [results[job] for job in jobs]
+
+
+def run_block(search: Search, block: tuple[Sequence[int], int], tell: Tell) -> list[Inverted]:
+    """The results of a block's jobs; the net sees as many images as if all its slots were taken."""
+    jobs, slots = block
+    state = State.empty(search)
+    for job in jobs:
+        state = state.add(search.start(job))
+    for _ in range(search.schedule.steps):
+        search.step(state, slots)
+        tell(len(jobs))
+    return [search.result(state, i) for i in range(len(jobs))]
 
 
 def success_rates(
@@ -137,24 +160,29 @@ def success_rates(
     images: Tensor,
     classes: Tensor,
     *,
-    on_done: Callable[[int], None] | None = None,
+    on_done: Tell | None = None,
+    runner: Runner = SERIAL,
 ) -> list[float | None]:
     """ASR of each trigger on clean images (N, C, H, W) in [0, 1] with classes (N,); those of its target left out.
 
     None where no image is left. `on_done` is called with 1 as each is done, for progress.
     """
+    judged = (classifier, images, classes)
+    on_gpu = classifier.device.type != "cpu"
+    rates = dict(runner.run(success_rate, judged, triggers, tell=on_done or quiet, alone=on_gpu))
+    return [rates[i] for i in range(len(triggers))]
 
-    @torch.no_grad()
-    def rate(trigger: Trigger) -> float | None:
-        attacked = images[classes != trigger.target]
-        if len(attacked) == 0:
-            return None
-        hits = classifier.predict(trigger.apply(attacked), batch=64) == trigger.target
-        if on_done is not None:
-            on_done(1)
-        return float(hits.double().mean())
 
-    return [rate(t) for t in triggers] if classifier.device.type != "cpu" else in_threads(rate, triggers)
+@torch.no_grad()
+def success_rate(judged: tuple[Classifier, Tensor, Tensor], trigger: Trigger, tell: Tell) -> float | None:
+    """One trigger's, of `success_rates`."""
+    classifier, images, classes = judged
+    attacked = images[classes != trigger.target]
+    if len(attacked) == 0:
+        return None
+    hits = classifier.predict(trigger.apply(attacked), batch=64) == trigger.target
+    tell(1)
+    return float(hits.double().mean())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,9 +215,6 @@ class State:
     def add(self, row: State) -> State:
         return State(**{name: torch.cat([getattr(self, name), getattr(row, name)]) for name in vars(self)})
 
-    def keep(self, which: Tensor) -> State:
-        return State(**{name: getattr(self, name)[which] for name in vars(self)})
-
 
 class Search:
     """What stays the same over a search, and the step that moves a block of labels on."""
@@ -204,41 +229,13 @@ class Search:
         labels: Sequence[int],
         schedule: Schedule,
         seed: int,
-        on_result: Callable[[Inverted], None] | None = None,
     ):
         self.classifier, self.labels, self.schedule, self.seed = classifier, labels, schedule, seed
-        self.on_result = on_result
         self.device = classifier.device
         self.images = images.to(self.device).permute(0, 2, 3, 1).contiguous()
         self.classes = classes.cpu().numpy()
         self.own = classes.to(self.device)
-        self.stopped = False
         self.batches: dict[int, Tensor] = {}
-
-    def stop(self) -> None:
-        """Ends every `run` after its current step."""
-        self.stopped = True
-
-    def run(self, jobs: Sequence[int], block: int, on_steps: Callable[[int], None] | None) -> list[Inverted]:
-        """Searches for these jobs, `block` images at a time."""
-        slots = max(1, block // self.schedule.batch)
-        results: dict[int, Inverted] = {}
-        waiting = list(jobs)[::-1]
-        state = State.empty(self)
-        while (waiting or len(state.job)) and not self.stopped:
-            while waiting and len(state.job) < slots:
-                state = state.add(self.start(waiting.pop()))
-            self.step(state, slots)
-            if on_steps is not None:
-                on_steps(len(state.job))
-            done = state.step >= self.schedule.steps
-            if bool(done.any()):
-                for i in torch.nonzero(done).flatten().tolist():
-                    results[int(state.job[i])] = found = self.result(state, i)
-                    if self.on_result is not None:
-                        self.on_result(found)
-                state = state.keep(~done)
-        return [] if self.stopped else [results[job] for job in jobs]
 
     def start(self, job: int) -> State:
         """A fresh row for labels[job], drawn from (seed, label) and the kind of search."""

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.runners import SERIAL, Runner, quiet
+from goodnet.shipping import Tell
 from goodnet.triggers.blocks import block_size
-from goodnet.triggers.threads import in_threads
 
 _BETAS = (0.9, 0.99)
 
@@ -62,8 +63,9 @@ def margins(
     seed: int,
     restart: int = 0,
     block: int | None = None,
-    on_steps: Callable[[int], None] | None = None,
+    on_steps: Tell | None = None,
     on_result: Callable[[int, float], None] | None = None,
+    runner: Runner = SERIAL,
 ) -> list[float]:
     """The largest margin found for each of `labels`, in logits.
 
@@ -73,38 +75,40 @@ def margins(
         restart: other starts than those of 0.
         block: images a forward pass and thread; None for `block_size`'s.
         on_steps: called after every pass with how many labels moved on by a step, for progress.
-        on_result: called with each label and its margin as soon as it is there, from any thread.
+        on_result: called with each label and its margin as soon as it is there.
+        runner: who computes the blocks.
     """
-    climb = _Climb(classifier, schedule, [seed, restart], on_steps, on_result)
+    climb = Climb(classifier, schedule, seed, restart)
     slots = max(1, (block or block_size(classifier)) // schedule.starts)
-    groups = [list(labels[i : i + slots]) for i in range(0, len(labels), slots)]
-    if classifier.device.type != "cpu":
-        parts = [climb(group, slots) for group in groups]
-    else:
-        parts = in_threads(lambda group: climb(group, slots), groups, stop=climb.stop)
-    return [value for part in parts for value in part]
+    groups = [(list(labels[i : i + slots]), slots) for i in range(0, len(labels), slots)]
+    found: dict[int, float] = {}
+    on_gpu = classifier.device.type != "cpu"
+    for i, values in runner.run(climb_block, climb, groups, tell=on_steps or quiet, alone=on_gpu):
+        for label, value in zip(groups[i][0], values):
+            found[label] = value
+            if on_result is not None:
+                on_result(label, value)
+    return [found[label] for label in labels]
 
 
-class _Climb:
+def climb_block(climb: Climb, block: tuple[list[int], int], tell: Tell) -> list[float]:
+    """The margins of a block's labels."""
+    return climb(*block, tell)
+
+
+class Climb:
     """What stays the same over a search, and the ascent of one block of labels."""
 
     def __init__(
         self,
         classifier: Classifier,
         schedule: MarginSchedule,
-        seeds: Sequence[int],
-        on_steps: Callable[[int], None] | None,
-        on_result: Callable[[int, float], None] | None,
+        seed: int,
+        restart: int,
     ):
-        self.classifier, self.schedule, (self.seed, self.restart) = classifier, schedule, seeds
-        self.on_steps, self.on_result = on_steps, on_result
-        self.stopped = False
+        self.classifier, self.schedule, self.seed, self.restart = classifier, schedule, seed, restart
 
-    def stop(self) -> None:
-        """Ends every ascent after its current step."""
-        self.stopped = True
-
-    def __call__(self, group: list[int], slots: int) -> list[float]:
+    def __call__(self, group: list[int], slots: int, tell: Tell) -> list[float]:
         # a block that is not full is filled with copies: kernels round by shape
         x, target = self._starts(group + group[:1] * (slots - len(group)))
         first, second = torch.zeros_like(x), torch.zeros_like(x)
@@ -116,14 +120,8 @@ class _Climb:
             second.lerp_(grad * grad, 1 - _BETAS[1])
             size = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(1e-12)
             x.add_(first / size, alpha=self.schedule.learning_rate / (1 - _BETAS[0] ** step)).clamp_(0, 1)
-            if self.on_steps is not None:
-                self.on_steps(len(group))
-            if self.stopped:
-                return []
+            tell(len(group))
         found = best.view(-1, self.schedule.starts).amax(1)[: len(group)].tolist()
-        if self.on_result is not None:
-            for label, value in zip(group, found):
-                self.on_result(label, value)
         return [float(value) for value in found]
 
     def _starts(self, labels: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.runners import in_threads
 from goodnet.triggers.inversion import Schedule, Search, State, run_all
-from goodnet.triggers.threads import in_threads
 from goodnet.triggers.trigger import Trigger
 
 _STREAM = 7

@@ -1,0 +1,397 @@
+"""Where work of many blocks is done: in this process, or as tasks on Ray (`OnRay`; this is the only module with ray).
+
+A block is a piece that depends on nothing but itself and what all of them share: some labels of a scan, a trigger to
+judge, a net of a benchmark. Who runs them, in what order and how often a lost one is begun again changes no result:
+blocks are cut alike everywhere, and each is computed by the same function with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from goodnet.errors import UsageError
+from goodnet.shipping import KEPT, Pieces, Tell, cpu_kind, versions
+
+S = TypeVar("S")
+B = TypeVar("B")
+R = TypeVar("R")
+_T = TypeVar("_T")
+
+
+def quiet(moved: int) -> None:
+    """Tells nobody."""
+
+
+class Runner(Protocol):
+    """Maps a function over blocks.
+
+    Attributes:
+        here: functions run in this process, and are given `shared` itself.
+    """
+
+    @property
+    def here(self) -> bool: ...
+
+    def run(
+        self,
+        function: Callable[[S, B, Tell], R],
+        shared: S,
+        blocks: Sequence[B],
+        *,
+        tell: Tell = quiet,
+        alone: bool = False,
+    ) -> Iterator[tuple[int, R]]:
+        """Yields each block's index and result as it is there; to stop is to close the iterator, or to raise.
+
+        Args:
+            function: called with `shared`, a block and what to call with how much of it is done; of a module, so that
+                another process can find it.
+            shared: what all blocks need; not to be changed.
+            tell: given what functions tell, added up or not; it may raise, which ends the run.
+            alone: a block has all cores to itself, as many threads as torch uses; otherwise one.
+
+        Raises:
+            what a function or `tell` has raised; other blocks are ended first.
+        """
+        ...
+
+
+class _Stopped(Exception):
+    """Another block has raised, or nobody waits for results any more."""
+
+
+class Serial:
+    """In this process: one thread a core, each with single-threaded kernels; or one block after another.
+
+    No barrier stands after every kernel, so a busy machine costs its share and no more: two threads a kernel, beside
+    one other busy process on two cores, were measured 20 times slower than alone. What a thread computes does not hang
+    on the others, so results do not depend on how many there are.
+    """
+
+    here = True
+
+    def run(
+        self,
+        function: Callable[[S, B, Tell], R],
+        shared: S,
+        blocks: Sequence[B],
+        *,
+        tell: Tell = quiet,
+        alone: bool = False,
+    ) -> Iterator[tuple[int, R]]:
+        """See `Runner`; `alone` runs in the calling thread."""
+        if alone:
+            yield from ((i, function(shared, block, tell)) for i, block in enumerate(blocks))
+        elif len(blocks):
+            yield from _threaded(function, shared, blocks, tell)
+
+
+SERIAL = Serial()
+
+
+def _threaded(
+    function: Callable[[S, B, Tell], R], shared: S, blocks: Sequence[B], tell: Tell
+) -> Iterator[tuple[int, R]]:
+    stopped = False
+
+    def told(moved: int) -> None:
+        if stopped:
+            raise _Stopped
+        tell(moved)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(min(threads, len(blocks)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            waiting = {pool.submit(function, shared, block, told): i for i, block in enumerate(blocks)}
+            for future in as_completed(list(waiting)):
+                yield waiting.pop(future), future.result()
+        finally:
+            stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def in_threads(work: Callable[[_T], R], items: Sequence[_T]) -> list[R]:
+    """`work` of each item, in the order of items, in as many threads as torch uses."""
+    results = dict(_threaded(lambda _shared, item, _tell: work(item), None, items, quiet)) if len(items) else {}
+    return [results[i] for i in range(len(items))]
+
+
+_MIN_RAY = (2, 52)  # the first whose clusters ask for a token: older ones run code for whoever reaches their ports
+_RETRIES = 5  # of a block whose worker or node is lost
+_AT_ONCE = 1000  # blocks handed to Ray and not done
+_WAKE = 0.5  # seconds
+_ENDING = 5.0  # seconds until a task that was told to end is killed
+# Read when ray is imported or a cluster is started. The regular expression is of lines that Ray must not print, which
+# it would on stdout, among our records; the last one keeps every port of a local cluster on 127.0.0.1.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
+}
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_TOKEN = secrets.token_hex(32)
+
+
+class OnRay:
+    """Blocks as tasks of a Ray cluster, which is joined at the first `run` and left at the end of the `with`.
+
+    What blocks share, the net first of all, goes through the object store once: pickles that this process has made of
+    goodnet's own layers and tensors, never of a file. Tasks that are lost with their worker are begun again, results
+    are kept by this process alone, and nothing runs on when it ends.
+
+    Args:
+        address: `auto` for the cluster that this machine is part of, `host:port`, `ray://host:port`; None starts one on
+            this machine, with as many cores as torch has threads. A process that is connected already stays so.
+        gpus_per_task: share of a GPU that a task takes; None for a whole one where the net is on a GPU.
+        say: told, in a line, what the user should know: lost nodes, other kinds of CPU.
+
+    Raises:
+        UsageError: ray is missing or too old; from `run`, there is no such cluster, it has no room for a task, its
+            workers have other versions, or the net is made by code of the user's own.
+    """
+
+    here = False
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        gpus_per_task: float | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.address, self.gpus_per_task, self.say = address, gpus_per_task, say
+        self._ray: Any = None
+        self._host_and_port = None if address in (None, "auto") else _host_and_port(str(address))
+        self._before: dict[str, str | None] = {}
+        self._folder: str | None = None
+        self._on_term: Any = None
+        self._ours = False
+        self._refs: dict[str, Any] = {}
+        self._nodes: set[str] = set()
+        self._other_cpus: set[str] = set()
+        try:
+            found = metadata.version("ray")
+        except metadata.PackageNotFoundError:
+            raise UsageError("--runner ray: ray is not installed; pip install 'goodnet[ray]'") from None
+        if tuple(int(part) for part in found.split(".")[:2]) < _MIN_RAY:
+            wanted = ".".join(map(str, _MIN_RAY))
+            raise UsageError(f"--runner ray: expected ray {wanted} or later, got {found}; pip install 'goodnet[ray]'")
+
+    def __enter__(self) -> OnRay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        function: Callable[[S, B, Tell], R],
+        shared: S,
+        blocks: Sequence[B],
+        *,
+        tell: Tell = quiet,
+        alone: bool = False,
+    ) -> Iterator[tuple[int, R]]:
+        """See `Runner`; what a block tells comes with its result."""
+        tell(0)
+        if not len(blocks):
+            return
+        ray = self._connected()
+        pieces = Pieces()
+        key = pieces.add(shared)
+        task = self._task(pieces.on_gpu, torch.get_num_threads() if alone else 1)
+        refs = [self._put(piece, raw) for piece, raw in pieces.found.items()]
+        threads = torch.get_num_threads() if alone else 1
+        header = (versions(), threads, key, list(pieces.found))
+        waiting = enumerate(blocks)
+        running: dict[Any, int] = {}
+        try:
+            while True:
+                for i, block in waiting:
+                    running[task.remote(header, pickle.dumps((function, block)), *refs)] = i
+                    if len(running) >= _AT_ONCE:
+                        break
+                if not running:
+                    break
+                ready, _ = ray.wait(list(running), timeout=_WAKE)
+                tell(0)
+                for ref in ready:
+                    i = running.pop(ref)
+                    result, moved = self._result(ref)
+                    tell(moved)
+                    yield i, result
+        finally:
+            self._end(list(running))
+        self._tell_of_lost_nodes()
+
+    def close(self) -> None:
+        """Leaves the cluster, and ends it if it was started here."""
+        if self._ray is not None and self._ours:
+            self._ray.shutdown()
+        if self._on_term is not None:
+            signal.signal(signal.SIGTERM, self._on_term)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._ray, self._folder, self._on_term, self._before, self._refs = None, None, None, {}, {}
+
+    def _connected(self) -> Any:
+        if self._ray is not None:
+            return self._ray
+        local = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, **_LOOPBACK} if self.address is None else {}
+        for name, value in {**_QUIET, **local}.items():
+            self._before[name] = os.environ.get(name)
+            os.environ[name] = value
+        import ray  # what it is to heed is set
+
+        if not ray.is_initialized():
+            before = signal.getsignal(signal.SIGTERM)
+            self._join(ray)
+            self._ours = True
+            if threading.current_thread() is threading.main_thread():  # Ray's own ends as if the user's code had
+                signal.signal(signal.SIGTERM, _as_ctrl_c)
+                self._on_term = before
+        self._ray = ray
+        self._nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return ray
+
+    def _join(self, ray: Any) -> None:
+        if self._host_and_port is not None:
+            try:
+                socket.create_connection(self._host_and_port, timeout=5).close()
+            except OSError as error:
+                raise UsageError(f"--address: no Ray cluster at {self.address}: {error.strerror or error}") from None
+        base = "/tmp" if os.path.isdir("/tmp") else None  # a socket's path has at most 107 characters
+        self._folder = tempfile.mkdtemp(prefix="goodnet-ray-", dir=base)
+        options: dict[str, Any] = {"log_to_driver": False}
+        if self.address is None:
+            options |= {"num_cpus": torch.get_num_threads(), "include_dashboard": False, "_temp_dir": self._folder}
+        try:
+            with _in_folder(self._folder):
+                ray.init(address=self.address or "local", logging_level="ERROR", **options)
+        except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
+            ray.shutdown()
+            where = "this machine" if self.address is None else self.address
+            raise UsageError(f"--runner ray: no Ray cluster at {where}: {str(error).strip()[:300]}") from error
+
+    def _task(self, on_gpu: bool, cores: int) -> Any:
+        """The remote function; raises UsageError where no node could ever run it."""
+        if self.gpus_per_task is not None and not on_gpu:
+            raise UsageError(
+                "--gpus-per-task: expected a net on a GPU (--device cuda), got one on the CPU: tasks compute on the "
+                "same kind of device as this process, or the record would be another"
+            )
+        gpus = (self.gpus_per_task or 1.0) if on_gpu else 0.0
+        cores = 1 if on_gpu else cores
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("GPU", 0) >= gpus for node in nodes):
+            raise UsageError(f"--gpus-per-task: expected a node with {gpus:g} of a GPU, got none in the cluster")
+        if not any(node.get("CPU", 0) >= cores and node.get("GPU", 0) >= gpus for node in nodes):
+            raise UsageError(f"--runner ray: expected a node with {cores} cores, got none in the cluster; add one")
+        made = self._ray.remote(_by_value())
+        return made.options(num_cpus=cores, num_gpus=gpus, max_retries=_RETRIES, name="goodnet")
+
+    def _put(self, key: str, raw: bytes) -> Any:
+        """The piece in the object store; put there once, for as long as it is among the last used."""
+        ref = self._refs.pop(key, None)
+        self._refs[key] = self._ray.put(np.frombuffer(raw, np.uint8)) if ref is None else ref
+        while len(self._refs) > KEPT:
+            self._refs.pop(next(iter(self._refs)))
+        return self._refs[key]
+
+    def _result(self, ref: Any) -> tuple[Any, int]:
+        errors = self._ray.exceptions
+        try:
+            other, cpu, raw = self._ray.get(ref)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, Exception):
+                raise error.cause from error
+            raise
+        except errors.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        except errors.RayError as error:
+            raise UsageError(
+                f"--runner ray: a block was lost with its worker {_RETRIES + 1} times: {str(error).strip()[:300]}"
+            ) from error
+        if other:
+            raise UsageError(f"--runner ray: a worker {other}; install the same goodnet there")
+        if cpu != cpu_kind() and cpu not in self._other_cpus:
+            self._other_cpus.add(cpu)
+            self.say(f"take care: workers with {cpu} round otherwise than this machine with {cpu_kind()}, which may "
+                     "change figures a little")  # fmt: skip
+        result, moved = pickle.loads(raw)
+        return result, moved
+
+    def _end(self, running: Sequence[Any]) -> None:
+        """Takes back what is not done: gently, then by force."""
+        for force in (False, True):
+            if not running:
+                return
+            for ref in running:
+                with suppress(Exception):  # it has ended in the meantime, or its node has
+                    self._ray.cancel(ref, force=force)
+            with suppress(Exception):
+                running = self._ray.wait(running, num_returns=len(running), timeout=_ENDING)[1]
+
+    def _tell_of_lost_nodes(self) -> None:
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        if self._nodes - alive:
+            lost = len(self._nodes - alive)
+            self.say(f"{lost} of {len(self._nodes)} nodes were lost; what they had not finished was done again")
+        self._nodes = alive
+
+
+def _by_value() -> Callable[..., Any]:
+    """The task; a function in a function is sent as code, so that it can say that goodnet is missing."""
+
+    def goodnet_block(header: Any, call: bytes, *pieces: Any) -> tuple[str, str, bytes]:
+        try:
+            from goodnet.shipping import on_worker
+        except ImportError as error:
+            return f"cannot import goodnet ({error})", "", b""
+        return on_worker(header, call, *pieces)
+
+    return goodnet_block
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) >= 1 << 16:
+        raise UsageError(f"--address: expected auto, host:port or ray://host:port, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def _as_ctrl_c(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _in_folder(folder: str) -> Iterator[None]:
+    """Ray puts the current folder first in the path of all workers' imports: not one that a stranger's files are in."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

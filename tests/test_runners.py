@@ -1,0 +1,419 @@
+"""Whoever computes the blocks, the results are the same; on Ray nothing is lost with a node, and nothing is left."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_support import CLASSES, USER_CODE, Shell, block_images, block_net, fill, hears_ctrl_c
+from goodnet.data.images import Images
+from goodnet.detect.gangsweep import GangSweep
+from goodnet.detect.max_margin import MaxMargin
+from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.detection_bench import run_detection
+from goodnet.detection_specs import FACES, JUDGING, PoolNet
+from goodnet.errors import DataError, UsageError
+from goodnet.models.arch import ARCHITECTURES, build
+from goodnet.models.classifier import Classifier, InputSpec, Recipe
+from goodnet.models.load import load_classifier
+from goodnet.models.twin import twin
+from goodnet.runners import OnRay, Serial, _by_value, in_threads
+from goodnet.scan import scan
+from goodnet.shipping import Pieces, on_worker, versions
+from goodnet.staged import Staged
+from goodnet.strict_json import to_json
+from goodnet.triggers.inversion import Schedule
+from runner_blocks import ByPost, fails, powers, waits
+
+TESTS = Path(__file__).resolve().parent
+SMALL_BLOCKS = Staged(margins=MaxMargin(block=8), masks=replace(Staged().masks, block=16))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def net_and_images(folder: Path) -> tuple[Classifier, Images]:
+    torch.save(block_net(3), folder / "bad.pt")
+    pixels, labels = block_images()
+    return load_classifier(folder / "bad.pt", arch="mlp"), Images(pixels=pixels, labels=labels)
+
+
+def differing(one: Any, other: Any, path: str = "") -> set[str]:
+    """Names of the fields in which two parsed records differ. By another runner they may only be `seconds`, how long it
+    took, and `command`, what the user typed."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted({*one, *other})
+        return set().union(*(differing(one.get(key), other.get(key), key) for key in keys))
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return set().union(*(differing(a, b, path) for a, b in zip(one, other)))
+    return set() if one == other and type(one) is type(other) else {path}
+
+
+# ---- without Ray
+
+
+def test_serial_gives_each_block_one_thread_and_tells(two_threads: None) -> None:
+    base = torch.linspace(0, 1, 50)
+    blocks = [range(3), range(3, 5), range(5, 9)]
+    told: list[int] = []
+    found = dict(Serial().run(powers, base, blocks, tell=told.append))
+    assert sum(told) == 9
+    for i, block in enumerate(blocks):
+        assert found[i] == ([float((base**exponent).sum()) for exponent in block], 1)
+    alone = list(Serial().run(powers, base, blocks, alone=True))
+    assert [i for i, _ in alone] == [0, 1, 2]
+    assert {threads for _, (_, threads) in alone} == {2} == {torch.get_num_threads()}
+    assert list(Serial().run(powers, base, [])) == []
+    assert in_threads(lambda x: x * x, range(9)) == [x * x for x in range(9)]
+
+
+def test_what_a_block_or_the_listener_raises_ends_the_others(tmp_path: Path, two_threads: None) -> None:
+    with pytest.raises(DataError, match="no such images"):
+        list(Serial().run(fails, "no such images", range(4)))
+
+    class Enough(Exception):
+        pass
+
+    def told(moved: int) -> None:
+        if (tmp_path / "begun-0").exists() and (tmp_path / "begun-1").exists():
+            raise Enough
+
+    with pytest.raises(Enough):  # both would wait for ever
+        list(Serial().run(waits, tmp_path, range(9), tell=told))
+    assert len(list(tmp_path.glob("begun-*"))) < 9
+    running = Serial().run(fails, "", [0, 2, 3])
+    assert next(running)[1] in (0, 2, 3)
+    running.close()
+    assert torch.get_num_threads() == 2
+
+
+def test_a_scan_by_post_is_the_serial_one_and_sends_each_net_once(tmp_path: Path, two_threads: None) -> None:
+    net, images = net_and_images(tmp_path)
+    short = Schedule(steps=30, batch=16)
+    masks = NeuralCleanse(search=short, screen=Schedule(steps=8, batch=4), candidates=1, controls=8, block=32)
+    method = replace(SMALL_BLOCKS, masks=masks, restarts=1)
+    post, told = ByPost(), []
+    here = scan(net, images, method=method, progress=lambda stage, done, total: told.append((stage, total)))
+    away = scan(net, images, method=method, runner=post)
+    assert here.flagged_labels == (3,)
+    assert differing(json.loads(to_json(here)), json.loads(to_json(away))) == {"seconds"}
+    assert post.nets() == 2  # the net and its faster twin, over all stages and starts
+    assert ("margins", CLASSES * 60) in told
+
+
+@pytest.mark.parametrize("name", ["deepid", "small-vgg", "resnet-18", "vit"])
+def test_a_net_arrives_as_it_left(name: str) -> None:
+    shape = {"channels": 3, "height": 32, "width": 32} if name == "vit" else {}
+    more = {"patch": 8, "features": 24, "heads": 2, "depth": 2, "mlp": 32} if name == "vit" else {}
+    recipe = Recipe(arch=name, options={"classes": 7, **shape, **more})
+    channels, height, width = ARCHITECTURES[name].input_shape(recipe.options)
+    spec = InputSpec(channels=channels, height=min(height, 64), width=min(width, 64), mean=(0.5,), std=(0.2,))
+    net = Classifier(net=build(recipe), input=spec, classes=7, recipe=recipe)
+    x = torch.rand(4, *spec.shape)
+    for sent in (net, twin(net, x, precision="bfloat16").classifier):
+        pieces = Pieces()
+        assert pieces.apart(sent) == pieces.apart(sent)  # equal bytes
+        (raw,) = pieces.found.values()
+        arrived = pickle.loads(raw)
+        assert torch.equal(sent.logits(x), arrived.logits(x))
+        for before, after in zip(sent.net.state_dict().values(), arrived.net.state_dict().values()):
+            assert before.stride() == after.stride()
+            assert before.dtype == after.dtype
+            assert torch.equal(before, after)
+
+
+def test_tensors_of_all_kinds_arrive() -> None:
+    some = torch.arange(24, dtype=torch.float64).view(2, 3, 4)
+    sent = [some, some.transpose(0, 2), some[:, ::2], some[0, 0, :1].expand(5), some[:0], torch.tensor(3), some > 4]
+    pieces = Pieces()
+    for before, after in zip(sent, pickle.loads(pieces.found[pieces.add(sent)])):
+        assert before.dtype == after.dtype
+        assert torch.equal(before, after)
+
+
+def test_code_of_the_users_own_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(USER_CODE)
+    made = {f"body.{key}": value for key, value in torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(784, 11), torch.nn.ReLU(), torch.nn.Linear(11, 10)
+    ).state_dict().items()}  # fmt: skip
+    torch.save(made, tmp_path / "own.pt")
+    own = load_classifier(tmp_path / "own.pt", arch=f"{tmp_path / 'own.py'}:plain")
+    with pytest.raises(UsageError, match=r"expected a net of goodnet's own layers, got Logs .* --runner serial"):
+        Pieces().add({"net": own})
+
+
+def test_methods_that_are_not_label_by_label_stay_here(tmp_path: Path) -> None:
+    net, images = net_and_images(tmp_path)
+    with pytest.raises(UsageError, match="works label by label, got gangsweep"):
+        scan(net, images, method=GangSweep(), runner=ByPost())
+
+
+def test_a_worker_with_other_versions_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = {**versions(), "goodnet": "0.0.1"}
+    said, *_ = on_worker((older, 1, "", []), b"")
+    assert said == f"has goodnet {metadata.version('goodnet')}, not 0.0.1"
+    monkeypatch.setitem(sys.modules, "goodnet.shipping", None)
+    said, *_ = _by_value()((versions(), 1, "", []), b"")
+    assert said.startswith("cannot import goodnet (")
+
+
+@pytest.mark.parametrize(
+    ("installed", "options", "said"),
+    [
+        (None, ["--runner", "ray"], "ray is not installed; pip install 'goodnet[ray]'"),
+        ("2.40.0", ["--runner", "ray"], "expected ray 2.52 or later, got 2.40.0"),
+        ("2.60.0", ["--address", "auto"], "--address: expected with --runner ray"),
+        ("2.60.0", ["--gpus-per-task", "0.5"], "--gpus-per-task: expected with --runner ray"),
+        ("2.60.0", ["--runner", "ray", "--gpus-per-task", "0"], "--gpus-per-task"),
+        ("2.60.0", ["--runner", "ray", "--address", "head"], "expected auto, host:port or ray://host:port, got 'head'"),
+        ("2.60.0", ["--runner", "ray", "--address", "h:70000"], "expected auto, host:port or ray://host:port"),
+        ("2.60.0", ["--runner", "ray", "--method", "gangsweep"], "got gangsweep"),
+        ("2.60.0", ["--runner", "dask"], "'dask' is not one of 'serial', 'ray'"),
+    ],
+)
+def test_wrong_options_end_with_a_line(
+    place: Path,
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: str | None,
+    options: list[str],
+    said: str,
+) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "ray" and installed is None:
+            raise metadata.PackageNotFoundError(name)
+        return str(installed) if name == "ray" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    outcome = shell("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", *options)
+    assert outcome.code == 3
+    assert outcome.out == ""
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_cells_of_a_benchmark_need_shared_folders(tmp_path: Path) -> None:
+    spec = PoolNet(name="toy", part=JUDGING, data=FACES, arch="deepid", options={"classes": 4}, seed=3, epochs=1)
+
+    class Elsewhere(ByPost):
+        def run(self, function: Any, shared: Any, blocks: Any, **options: Any) -> Any:
+            return super().run(function, replace(shared, out=tmp_path / "other", mark=tmp_path / "no"), blocks)
+
+    with pytest.raises(UsageError, match="folders that all machines share"):
+        run_detection(tmp_path / "cache", tmp_path / "out", nets=[spec], runner=Elsewhere())
+
+
+# ---- on Ray
+
+
+def need_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        reason = "ray is not installed: pip install -e '.[ray]'"
+        if os.environ.get("GOODNET_NEED_RAY"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@dataclass
+class Three:
+    """A cluster of three nodes with a core each, on this machine."""
+
+    address: str
+    cluster: Any
+    nodes: list[Any]
+
+    def raylet(self, node: int) -> int:
+        """Process of a node."""
+        return int(self.nodes[node].all_processes["raylet"][0].process.pid)
+
+    def busy(self, node: int) -> list[int]:
+        """A node's processes that are at a block of ours."""
+        return [pid for pid, parent, title in processes() if parent == self.raylet(node) and "ray::goodnet" in title]
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, twice, and ::1, as Linux writes them."""
+
+
+def listens(pid: int) -> set[str]:
+    """The addresses that a process takes connections at."""
+    try:
+        opened = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it has ended
+        return set()
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in opened}
+
+
+def processes() -> list[tuple[int, int, str]]:
+    """(process, its parent, title) of all there are."""
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True)
+    rows = (line.split(None, 2) for line in listed.stdout.splitlines()[1:])
+    return [(int(pid), int(parent), title) for pid, parent, title in rows]
+
+
+def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What it gives, once that is something."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    return pytest.fail(f"{what} took longer than {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Three]:
+    need_ray()
+    set_for_ray = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    before = {name: os.environ.get(name) for name in set_for_ray}
+    os.environ.update(set_for_ray)
+    from ray.cluster_utils import Cluster
+
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    try:
+        cluster = Cluster(
+            initialize_head=True, head_node_args={**node, "include_dashboard": False, "_system_config": quick}
+        )
+        nodes = [cluster.head_node, *(cluster.add_node(wait=False, **node) for _ in "12")]
+        cluster.wait_for_nodes()
+        yield Three(address=cluster.address, cluster=cluster, nodes=nodes)
+        cluster.shutdown()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.mark.slow
+def test_ray_gives_what_serial_gives_and_ctrl_c_leaves_no_task(
+    three: Three, tmp_path: Path, two_threads: None, request: pytest.FixtureRequest
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which what is started in the background ignores
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    base = torch.linspace(0, 1, 40_000)
+    blocks = [range(k, k + 3) for k in range(12)]
+    told: list[int] = []
+    with OnRay(three.address) as ray:
+        assert dict(ray.run(powers, base, blocks, tell=told.append)) == dict(Serial().run(powers, base, blocks))
+        assert sum(told) == 36
+        with pytest.raises(DataError, match="no such images"):
+            list(ray.run(fails, "no such images", range(4)))
+        with pytest.raises(UsageError, match="expected a node with 2 cores, got none"):
+            list(ray.run(powers, base, blocks, alone=True))
+
+        def ctrl_c(moved: int) -> None:
+            if len(list(tmp_path.glob("begun-*"))) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            list(ray.run(waits, tmp_path, range(9), tell=ctrl_c))
+        until(lambda: not any(three.busy(node) for node in range(3)), 20.0)
+        assert len(list(tmp_path.glob("begun-*"))) == 3
+        ray.gpus_per_task = 0.5
+        with pytest.raises(UsageError, match="gpus-per-task"):
+            list(ray.run(powers, base, blocks))
+    assert sum(node["Alive"] for node in three.cluster.global_state.node_table()) == 3
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_in_mid_scan_loses_nothing(
+    three: Three, tmp_path: Path, one_thread: None, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--labels", "0-5", "--json")
+    process = started(tmp_path, "--address", three.address, "--out", "away", *few)
+    worker = until(lambda: frozen(three, 1))  # in the middle of a block, and it stays there
+    os.kill(three.raylet(1), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err == "goodnet: 1 of 3 nodes were lost; what they had not finished was done again\n"
+    assert not list(tmp_path.glob("away/.checkpoint-*"))
+    monkeypatch.chdir(tmp_path)
+    here = shell("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--block", "16", "--out", "here", *few)
+    assert here.json["flagged_labels"] == [3]
+    assert differing(json.loads(out), here.json) == {"seconds", "command"}
+
+
+def frozen(three: Three, node: int) -> int:
+    """A process of the node that was stopped while it was at a block of ours; 0 where there is none just now."""
+    for pid in three.busy(node):
+        os.kill(pid, signal.SIGSTOP)
+        if pid in three.busy(node):
+            return pid
+        os.kill(pid, signal.SIGCONT)
+    return 0
+
+
+def started(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """`goodnet scan --runner ray` of the net with a backdoor, in a folder with a module that nobody should import."""
+    fill(folder)
+    (folder / "torch.py").write_text(f"open({str(folder / 'fired')!r}, 'w')")
+    command = ["scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--block", "16", "--runner", "ray", *options]
+    code = "import sys; sys.path.remove(''); from goodnet.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    return subprocess.Popen([sys.executable, "-c", code, *command], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears_ctrl_c)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_cluster_of_our_own_ends_with_ctrl_c_and_its_work_is_kept(tmp_path: Path) -> None:
+    need_ray()
+    process = started(tmp_path, "--out", "scan")
+
+    def ours() -> list[tuple[int, str]]:
+        """Processes that the command has started, and theirs."""
+        rows, found = processes(), {process.pid}
+        for _ in "1234":
+            found |= {pid for pid, parent, _ in rows if parent in found}
+        return [(pid, title) for pid, _, title in rows if pid in found - {process.pid}]
+
+    family = until(lambda: any("ray::goodnet" in title for _, title in ours()) and ours())
+    assert {address for pid, _ in family for address in listens(pid)} <= LOOPBACK
+    until(lambda: list(tmp_path.glob("scan/.checkpoint-*/*.npz")))
+    family += ours()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines()[-2:] == [
+        "goodnet: what is done is kept in scan: the same command goes on there",
+        "goodnet: interrupted: no record was written",
+    ]
+    assert any("raylet" in title for _, title in family)
+    until(lambda: not {pid for pid, _ in family} & {pid for pid, _, title in processes() if "defunct" not in title})
+    assert not (tmp_path / "fired").exists()
+    assert list(tmp_path.glob("scan/.checkpoint-*/*.npz"))
