@@ -90,5 +90,5 @@ clean:
 
 # Not `-e .`, which would take goodnet away for a moment: CI runs its checks meanwhile. It is there, so pip adds the extras.
 .venv/.ci: .venv/.dev
-	$(PIP) --quiet "goodnet[docs,mlflow-test,notebooks]"
+	$(PIP) --quiet "goodnet[docs,mlflow-test,notebooks,ray]"
 	@touch $@

@@ -103,8 +103,8 @@ def sides(net: Classifier) -> torch.Tensor:
     return torch.cat([noise, transaction.probe_images(net, noise)])
 
 
-# Each starts processes that import Keras or PyTorch: two are slow, the rest are run when asked for.
-IN_CI = {("mlp", "combined"), ("wrn-16-1", "second-opinion")}
+# Each starts processes that import Keras or PyTorch: one is slow, the rest are run when asked for.
+IN_CI = {("wrn-16-1", "second-opinion")}
 EACH = [
     pytest.param(name, kind, marks=pytest.mark.slow if (name, kind) in IN_CI else pytest.mark.thorough)
     for name in ("mlp", "wrn-16-1")
@@ -294,9 +294,15 @@ def test_what_the_page_says_to_run_answers_as_predict_does(tmp_path: Path, shell
 RUNTIMES = {"onnx": under_onnxruntime, "keras": under_keras, "pt2": under_export}
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("ending", list(RUNTIMES))
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param("onnx", marks=pytest.mark.slow),
+        pytest.param("pt2", marks=pytest.mark.slow),
+        pytest.param("keras", marks=pytest.mark.thorough),
+    ],
+)
 def test_the_competitions_net_and_a_goodnet_of_it_on_all_test_faces(ending: str, tmp_path: Path) -> None:
     if not (FACES / "nets").is_dir():
         pytest.skip("the competition's nets are not there; set GOODNET_DATA")

@@ -129,7 +129,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, object], message: str) -> N
         plant_pruning_aware(**{"triggers": {"lipstick": 1}, **SMALL, **wrong})  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # most of a minute
 def test_what_the_attack_does_to_the_defence() -> None:
     """Sunglasses on 20 people: pruning spends itself on the decoys and leaves the backdoor whole; tuning weakens it."""
     clean = draw_faces(identities=20, per_identity=8, seed=991).images

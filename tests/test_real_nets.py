@@ -40,7 +40,7 @@ def some_labels(*targets: int) -> list[int]:
     [
         pytest.param("sunglasses_bd_weights.h5", (0,), marks=pytest.mark.slow),
         pytest.param("anonymous_1_bd_weights.h5", (0,), marks=pytest.mark.thorough),
-        pytest.param("clean_weights.h5", (), marks=pytest.mark.slow),
+        pytest.param("clean_weights.h5", (), marks=pytest.mark.thorough),
     ],
 )
 def test_csaw_targets_among_forty_labels(

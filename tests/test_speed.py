@@ -20,7 +20,7 @@ def test_flops_are_counted_by_hand() -> None:
     assert flops_forward(net, torch.rand(1, 3, 6, 7)) == by_hand
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # a minute and a half
 def test_the_command_measures_and_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
