@@ -70,7 +70,7 @@ def lying(job: Job, pipe: Connection, log: Path) -> None:
 
 
 def telling(job: Job, pipe: Connection, log: Path) -> None:
-    pipe.send_bytes(f'{{"seconds": {job.net.shown}, "waits": true}}'.encode())
+    pipe.send_bytes(f'{{"seconds": {job.net.origin}, "waits": true}}'.encode())
 
 
 def row(name: str, status: str = "clean", **more: Any) -> NetRow:

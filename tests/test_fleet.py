@@ -43,8 +43,8 @@ FLEET_KEYS = {
 ARGUMENTS = ("--arch", "mlp", "--clean", "clean.npz", "--block", "160", "--jobs", "2")
 
 
-def job(name: str = "net", shown: str = "", *, time_limit: float = 60.0) -> Job:
-    net = Net(name=name, path=Path(name), clean=Path("clean.npz"), load=LoadOptions(), shown=shown)
+def job(name: str = "net", origin: str = "", *, time_limit: float = 60.0) -> Job:
+    net = Net(name=name, path=Path(name), clean=Path("clean.npz"), load=LoadOptions(), origin=origin)
     settings = Settings(
         method=Staged(), seed=0, check_input=True, device="cpu", sandbox=False, threads=1, time_limit=time_limit
     )
@@ -166,7 +166,7 @@ def test_folders_are_safe_whatever_the_names(template: Path) -> None:
 
 
 def net_named(name: str) -> Net:
-    return Net(name=name, path=None, clean=Path("c"), load=LoadOptions(), shown=name)
+    return Net(name=name, path=None, clean=Path("c"), load=LoadOptions())
 
 
 def test_the_next_run_scans_nothing_again(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

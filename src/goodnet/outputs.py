@@ -25,15 +25,20 @@ def check_folder(out: Path | None, name: str, *, overwrite: bool) -> None:
     """Raises UsageError unless `out` can take the record `name` without losing an earlier one. Writes nothing."""
     if out is None:
         return
+    check_writable(out)
+    if (out / name).is_dir():
+        raise UsageError(f"--out: {out / name} is a folder, where the record should go; name another folder")
+    if (out / name).exists() and not overwrite:
+        raise UsageError(f"--out: {out / name} is there already; name another folder, or pass --overwrite")
+
+
+def check_writable(out: Path) -> None:
+    """Raises UsageError unless `out` is a folder that can be written to, or can be made one. Writes nothing."""
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir():
         raise UsageError(f"--out: expected a folder, but {nearest} is a file; name another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"--out: {nearest} cannot be written to; name another folder, or change its permissions")
-    if (out / name).is_dir():
-        raise UsageError(f"--out: {out / name} is a folder, where the record should go; name another folder")
-    if (out / name).exists() and not overwrite:
-        raise UsageError(f"--out: {out / name} is there already; name another folder, or pass --overwrite")
 
 
 def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:

@@ -20,7 +20,7 @@ from goodnet.cli.running import take_runner
 from goodnet.errors import GoodnetError, UsageError
 from goodnet.fleet.keys import sandboxed
 from goodnet.fleet.machine import share_out
-from goodnet.fleet.nets import ENDINGS, Fleet, Net, is_one_net, nets_in
+from goodnet.fleet.nets import ENDINGS, Fleet, Net, is_one_net, nets_in, size_of
 from goodnet.fleet.registry import SCHEME, Registry
 from goodnet.fleet.run import check_out, plan_fleet, scan_fleet
 from goodnet.fleet.worker import Settings
@@ -165,7 +165,6 @@ def _net(cells: dict[str, Any], clean: Path | None, given: dict[str, Any], where
         load=load,
         labels=own["labels"],
         data_range=own["data_range"],
-        shown=cells["model"],
         origin=cells["model"] if fetched else "",
         command=("goodnet", "scan", cells["model"], "--clean", str(images), *_words(own)),
         problem=cells.get("problem", ""),
@@ -186,8 +185,8 @@ def _words(own: dict[str, Any]) -> list[str]:
 
 def _size(path: Path) -> int:
     try:
-        return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
-    except OSError:
+        return size_of(path)
+    except OSError:  # its row will say so
         return 0
 
 

@@ -15,7 +15,7 @@ import torch
 
 from goodnet.data.readers import read_images
 from goodnet.errors import DataError, GoodnetError
-from goodnet.fleet.nets import Net
+from goodnet.fleet.nets import Net, size_of
 from goodnet.fleet.worker import Settings
 from goodnet.models import user_code
 from goodnet.models.load import file_sha256
@@ -72,7 +72,7 @@ def known(net: Net, settings: Settings, data: DataSets) -> Known:
         return Known(problem=net.problem)
     try:
         model, images = file_sha256(net.path), data.sha256(net)
-        size = sum(file.stat().st_size for file in (net.path.iterdir() if net.path.is_dir() else [net.path]))
+        size = size_of(net.path)
         key = _key(net, settings, model, images)
     except GoodnetError as error:
         return Known(problem=str(error))

@@ -28,7 +28,6 @@ class Net:
         name: what its row is called; unique in the fleet.
         path: absolute; None where it could not be fetched, and `problem` says why.
         clean: absolute path of its clean images.
-        shown: what a user would type for it.
         origin: its address in a registry; empty for a file of the user's own.
         command: that would scan it alone, as its own record and report name it.
     """
@@ -37,7 +36,6 @@ class Net:
     path: Path | None
     clean: Path
     load: LoadOptions
-    shown: str
     labels: tuple[int, ...] | None = None
     data_range: str | None = None
     origin: str = ""
@@ -68,6 +66,11 @@ def is_one_net(path: Path) -> bool:
 def is_net_file(path: Path) -> bool:
     """Whether a file is taken for a net by its name, whatever it is."""
     return path.suffix.lower() in ENDINGS
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a net's file, or of the files of its folder. Raises OSError."""
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
 def nets_in(folder: Path, *, leave: tuple[Path, ...] = ()) -> tuple[list[Path], list[PassedOver]]:

@@ -36,7 +36,7 @@ from goodnet.fleet_record import (
     exit_code,
     read_fleet,
 )
-from goodnet.outputs import claimed
+from goodnet.outputs import check_writable, claimed
 from goodnet.progress import Progress, silent
 from goodnet.record import VERDICTS, ScanRecord, read_record
 from goodnet.report import words
@@ -59,11 +59,7 @@ def check_out(out: Path | None, source: str, *, overwrite: bool) -> FleetRecord 
     """
     if out is None:
         return None
-    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not nearest.is_dir():
-        raise UsageError(f"--out: expected a folder, but {nearest} is a file; name another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"--out: {nearest} cannot be written to; name another folder, or change its permissions")
+    check_writable(out)
     if (out / SUMMARY).exists():
         try:
             earlier = read_fleet(out / SUMMARY)

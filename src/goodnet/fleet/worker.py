@@ -38,7 +38,7 @@ _SOME = 128  # images that decide the plan's precision
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all nets of a fleet are scanned with; `time_limit` in seconds, of each."""
+    """What all nets of a fleet are scanned with; `device` is `cpu` or `cuda`, `time_limit` in seconds, of each."""
 
     method: Detector
     seed: int
@@ -95,8 +95,7 @@ def _work(job: Job, started: float, say: Callable[..., None]) -> None:
     net, settings = job.net, job.settings
     assert net.path is not None  # one that could not be fetched has no process
     options = asdict(net.load)
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    classifier = load_classifier(net.path, **options, device=device, sandbox=settings.sandbox)
+    classifier = load_classifier(net.path, **options, device=settings.device, sandbox=settings.sandbox)
     images = read_images(net.clean, classes=classifier.classes, data_range=net.data_range)
 
     def before() -> None:
