@@ -64,7 +64,9 @@ def measure(
         earlier = None
         if before is not None and before.acc is not None and acc is not None:
             earlier = (before.acc.value, before.poisoned[i].asr)
-        figures.append(_poisoned(classifier, images, acc, earlier))
+        triggered = present(images)
+        refused = classifier.classes if classifier.refuses else None
+        figures.append(of_answers(triggered, answer(classifier, triggered), refused, acc, earlier))
         done += len(images)
         progress("measuring", done, total)
     return Measured(acc=acc, fpr=fpr, poisoned=tuple(figures))
@@ -93,15 +95,29 @@ def der(asr_before: float, asr_after: float, acc_before: float, acc_after: float
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
 
 
-def _poisoned(
-    classifier: Classifier, images: Images, acc: Share | None, earlier: tuple[float, Share | None] | None
-) -> Poisoned:
+def present(images: Images) -> Images:
+    """Those of a poisoned set that carry the trigger. Raises DataError where they are not labelled with the target."""
     if images.labels is None:
         raise DataError(f"{images.name}: expected the attacker's targets as labels of a poisoned set, found no labels")
-    triggered = images if images.trigger_present is None else images.take(images.trigger_present)
+    return images if images.trigger_present is None else images.take(images.trigger_present)
+
+
+def of_answers(
+    triggered: Images,
+    answers: Classes,
+    refused: int | None,
+    acc: Share | None = None,
+    earlier: tuple[float, Share | None] | None = None,
+) -> Poisoned:
+    """The figures of a poisoned set from a net's answers (N,) to it.
+
+    Args:
+        triggered: of which all carry the trigger (`present`).
+        refused: the answer that means so; None of a net that refuses nothing.
+        acc, earlier: ACC after, and ACC and ASR before repair; with both the figures have a DER.
+    """
     target, true = triggered.labels, triggered.true_labels
     assert target is not None
-    answers = answer(classifier, triggered)
     attacked = np.ones(len(target), bool) if true is None else true != target
     asr = share(answers[attacked] == target[attacked])
     rating = None
@@ -109,10 +125,10 @@ def _poisoned(
         rating = der(earlier[1].value, asr.value, earlier[0], acc.value)
     targets = np.unique(target)
     return Poisoned(
-        name=images.name,
+        name=triggered.name,
         target=int(targets[0]) if len(targets) == 1 else None,
         asr=asr,
         ra=None if true is None else share(answers == true),
-        detection=share(answers == classifier.classes) if classifier.refuses else None,
+        detection=None if refused is None else share(answers == refused),
         der=rating,
     )

@@ -1,9 +1,10 @@
 """How fast a scan is: against the machine, against the plain Neural Cleanse loop, and over the number of labels.
 
-The plain loop is what one writes from the paper: one label after the other, 300 steps of 32 images, everything through
-autograd and torch.optim.Adam, default memory layout. All runs are on a DeepID that was trained on a few drawn people
-and whose head was widened to as many labels as are wanted, in turn on one machine, so that only ratios count. (Random
-weights and noise would not do: such a net's answers hang on the last bit, and no scan would take bfloat16 for it.)
+The plain loop is what one writes from the paper (`goodnet.plain_loops`): one label after the other, 300 steps of 32
+images, everything through autograd and torch.optim.Adam, default memory layout. All runs are on a DeepID that was
+trained on a few drawn people and whose head was widened to as many labels as are wanted, in turn on one machine, so
+that only ratios count. (Random weights and noise would not do: such a net's answers hang on the last bit, and no scan
+would take bfloat16 for it.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goodnet.about import environment
@@ -26,6 +26,7 @@ from goodnet.data.images import Images
 from goodnet.models.arch.deepid import DeepID
 from goodnet.models.classifier import Classifier, Recipe
 from goodnet.models.twin import has_bfloat16, twin
+from goodnet.plain_loops import BATCH, STEPS, reverse
 from goodnet.progress import Progress, silent
 from goodnet.scan import scan
 from goodnet.speed_record import EngineSpeed, ScanSpeed, SpeedRecord
@@ -35,8 +36,6 @@ from goodnet.triggers.inversion import Schedule, invert
 
 BLOCKS = (16, 32, 64, 128, 256)
 COMPARED = 1283
-_PLAIN_STEPS, _PLAIN_BATCH = 300, 32
-_SHAPE = (3, 55, 47)
 _PEOPLE, _EACH = 12, 10
 
 
@@ -44,7 +43,7 @@ def run_speed(
     *,
     labels: Sequence[int] = (256, COMPARED, 5000),
     plain_labels: int = 8,
-    plain_steps: int = _PLAIN_STEPS,
+    plain_steps: int = STEPS,
     method: Staged | None = None,
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
@@ -81,7 +80,7 @@ def run_speed(
     for count in sorted(labels):
         scans.append(_scan(count, method or Staged(), progress))
         say(f"{count} labels: {scans[-1].seconds:.0f} s, {scans[-1].peak_mib:.0f} MiB")
-    plain_seconds = compared * _PLAIN_STEPS * _PLAIN_BATCH / plain
+    plain_seconds = compared * STEPS * BATCH / plain
     return SpeedRecord(
         matmul_flops=peak,
         image_flops=flops,
@@ -102,23 +101,6 @@ def engine_rate(net: Classifier, images: Tensor, block: int) -> float:
     schedule = Schedule(steps=12, batch=16)
     seconds = min(timed(lambda: invert(net, images, classes, range(32), schedule, seed=0, block=block)) for _ in "123")
     return 32 * 12 * 16 / seconds
-
-
-def plain_loop(net: nn.Module, images: Tensor, *, labels: int, steps: int, progress: Progress = silent) -> None:
-    """Neural Cleanse as one writes it from the paper."""
-    for label in range(labels):
-        mask = torch.randn(1, *_SHAPE[1:]).requires_grad_()
-        pattern = torch.randn(*_SHAPE).requires_grad_()
-        adam = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
-        target = torch.full((_PLAIN_BATCH,), label)
-        for step in range(steps):
-            x = images[torch.arange(step * _PLAIN_BATCH, (step + 1) * _PLAIN_BATCH) % len(images)]
-            m, p = (torch.tanh(mask) + 1) / 2, (torch.tanh(pattern) + 1) / 2
-            loss = F.cross_entropy(net((1 - m) * x + m * p), target) + 1e-3 * m.sum()
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            adam.step()
-            progress("plain loop", label * steps + step + 1, labels * steps)
 
 
 def flops_forward(net: nn.Module, x: Tensor) -> float:
@@ -156,8 +138,8 @@ def _plain_rate(images: Tensor, labels: int, steps: int, progress: Progress) -> 
     net = DeepID(classes=COMPARED).eval().requires_grad_(False)  # in PyTorch's own memory layout
     net.load_state_dict(_net(COMPARED).net.state_dict())
     images = images.contiguous()
-    seconds = timed(lambda: plain_loop(net, images, labels=labels, steps=steps, progress=progress))
-    return labels * steps * _PLAIN_BATCH / seconds
+    seconds = timed(lambda: reverse(net, images, range(labels), steps=steps, progress=progress))
+    return labels * steps * BATCH / seconds
 
 
 def _scan(labels: int, method: Staged, progress: Progress) -> ScanSpeed:
