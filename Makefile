@@ -9,12 +9,13 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+PEERS_PIP := .venv-peers/bin/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 
-.PHONY: help demo test test-slow check bench docs venv venv-ci locked lock clean
+.PHONY: help demo test test-slow check bench docs venv venv-ci peers locked lock clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-slow | check | bench | docs | venv | venv-ci | locked | lock | clean   (see CONTRIBUTING.md)"
+	@echo "make demo | test | test-slow | check | bench | docs | venv | venv-ci | peers | locked | lock | clean   (see CONTRIBUTING.md)"
 
 demo: .venv/.goodnet
 	$(BIN)/goodnet demo --out goodnet-demo --overwrite
@@ -45,6 +46,18 @@ venv: .venv/.dev
 # and what some tests want beside it: the documentation's tools, an MLflow server
 venv-ci: .venv/.ci
 
+# .venv-peers, an environment of its own: other programs of the field, for `goodnet bench peers`. Python 3.11 or later.
+peers: .venv-peers/.made
+
+.venv-peers/.made: bench/peers.txt bench/peers-alone.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "the other programs need Python 3.11 or later; say which: make peers PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS_PIP) "$(TORCH)"
+	$(PEERS_PIP) --quiet -e . -r bench/peers.txt
+	$(PEERS_PIP) --quiet --no-deps -r bench/peers-alone.txt
+	@touch $@
+
 # .venv with exactly the versions of requirements.lock, each checked by its hash. torch is pinned by its version alone: its
 # hash hangs on where it comes from (PyPI, or torch's own CPU and CUDA indexes).
 locked: .venv/.locked
@@ -60,7 +73,7 @@ lock: .venv/.python
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --generate-hashes --upgrade \
 	  --no-emit-package torch --custom-compile-command "make lock" --output-file requirements.lock
 
-# What was made and can be made again; `rm -rf .venv` to start over with the environment too.
+# What was made and can be made again; `rm -rf .venv .venv-peers` to start over with the environments too.
 clean:
 	rm -rf goodnet-demo site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests bench -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ import click
 from goodnet.cli import progress
 from goodnet.cli.bench_adaptive import adaptive_command
 from goodnet.cli.bench_detection import detection_command
+from goodnet.cli.bench_peers import peers_command
 from goodnet.cli.options import command_line, whole_numbers
 from goodnet.cli.options import seed as seed_type
 from goodnet.csaw import NETS, run_csaw
@@ -35,6 +36,7 @@ def bench_command() -> None:
 
 bench_command.add_command(detection_command)
 bench_command.add_command(adaptive_command)
+bench_command.add_command(peers_command)
 
 
 @bench_command.command("csaw", short_help="Every repair on the nets of CSAW-HackML-2020.")
