@@ -241,7 +241,7 @@ def _outcome(case: Case, peer: Peer, folder: Path, task: Task, ended: Ended, row
         row = replace(row, done=told[0], total=told[1])
     if ended.out_of_time:
         rate = ended.seconds * told[1] / told[0] if told is not None and told[0] else None
-        return replace(row, outcome=OUT_OF_TIME, whole_seconds=rate)
+        return _so_far(folder, task, replace(row, outcome=OUT_OF_TIME, whole_seconds=rate))
     if ended.broke:
         return replace(row, reason=ended.broke)
     try:
@@ -249,6 +249,17 @@ def _outcome(case: Case, peer: Peer, folder: Path, task: Task, ended: Ended, row
     except DataError as error:
         return replace(row, reason=f"no valid answer: {str(error).replace(f'{folder}/', '')}")
     return replace(row, reason=said) if isinstance(said, str) else _answered(case, said, row)
+
+
+def _so_far(folder: Path, task: Task, row: PeerRow) -> PeerRow:
+    """`row` with the verdict that the program had come to before it was ended, if it had."""
+    try:
+        said = read_said(folder, task)
+    except DataError:
+        return row
+    if isinstance(said, str):
+        return row
+    return replace(row, verdict=said.verdict, flagged=said.flagged, note=said.note, whole_seconds=None)
 
 
 def _answered(case: Case, said: Said, row: PeerRow) -> PeerRow:

@@ -44,7 +44,7 @@ class PeerRow:
         outcome: `answered`, `failed` or `out of time`.
         reason: why it failed, in its own words.
         note: what a reader has to know.
-        verdict: `suspect`, `clean` or `inconclusive`; None of a program that gives none.
+        verdict: `suspect`, `clean` or `inconclusive`; None of a program that gives none, or had not come to one.
         flagged: labels that it flags; None of a program that flags none by design.
         done, total: labels that it was done with, where it said so.
         seconds: of processor time of its process, from start to end.

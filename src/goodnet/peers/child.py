@@ -1,4 +1,5 @@
-"""`python -m goodnet.peers.child FOLDER`: runs one program on the task in a folder and leaves there what it said."""
+"""`python -m goodnet.peers.child FOLDER [PARENT]`: runs one program on the task in a folder and leaves there what it
+said. It ends when the process of the number PARENT does."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from goodnet.peers.registry import PEERS, Peer
 from goodnet.peers.task import read_task, write_begun, write_failed, write_said
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, parent: int) -> None:
     """Whatever the program does wrong becomes a line; the whole of it goes to stderr, which is kept beside."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     name, task = read_task(folder)
     peer = PEERS[name]
     random.seed(task.seed)
@@ -56,4 +57,4 @@ def _line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid())

@@ -13,5 +13,7 @@ def run(task: Task, name: str) -> Said:
     flagged = [found[turn] for turn in outliers([one.norm for one in found])]
     if not flagged:
         return Said(verdict="clean", flagged=())
+    labels = tuple(one.label for one in flagged)
+    task.tell(Said(verdict="suspect", flagged=labels, note="its repair was not done"))
     answers = {"unlearning": task.answers(unlearn(task.module, x, task.labels, flagged))}
-    return Said(verdict="suspect", flagged=tuple(one.label for one in flagged), answers=answers)
+    return Said(verdict="suspect", flagged=labels, answers=answers)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,24 +35,16 @@ class Ended:
     peak_mib: float | None
 
 
-def run_child(
-    python: str,
-    folder: Path,
-    limit: float,
-    *,
-    module: str = "goodnet.peers.child",
-    tick: Callable[[], object] = lambda: None,
-) -> Ended:
-    """Runs `python -m module folder`, its output in the folder's log.txt.
+def run_child(python: str, folder: Path, limit: float) -> Ended:
+    """Runs the child on a folder, its output in the folder's log.txt.
 
     Args:
         limit: seconds, of that kind, after which it is ended.
-        tick: called several times a second.
     """
     started, seconds, peak = time.monotonic(), 0.0, None
     with (folder / _LOG).open("wb") as log:
         child = subprocess.Popen(
-            [python, "-m", module, str(folder)],
+            [python, "-m", "goodnet.peers.child", str(folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -68,7 +59,6 @@ def run_child(
                 out_of_time = seconds > limit or clock > _PATIENCE * limit
                 if out_of_time:
                     break
-                tick()
                 time.sleep(_EVERY)
         finally:
             _end(child)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,28 @@ _TASK, _SAID, _ANSWERS, _BEGUN, _PROGRESS = "task.json", "said.json", "answers.n
 _COLUMNS = {"data": "pixels", "label": "labels", "group": "groups"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a program says of a net.
+
+    Attributes:
+        verdict: `suspect`, `clean` or `inconclusive`; None of a program that gives none.
+        flagged: labels; None of a program that flags none by design.
+        answers: by the name of a repair or guard, its classes (N,) for the images asked about; the number of classes
+            for a refused one.
+        guards: names of those that can refuse.
+        pointed_at: (N,) of the mixed images, True where the program takes one for poisoned; None without.
+        note: what a reader has to know.
+    """
+
+    verdict: str | None = None
+    flagged: tuple[int, ...] | None = None
+    answers: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
+    pointed_at: npt.NDArray[np.bool_] | None = None
+    note: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """A net for a program to look at.
@@ -44,6 +66,7 @@ class Task:
         seed: of all that is random.
         patched: run the program as it is after the small repair that its entry in `registry.PEERS` tells of.
         progress: told of labels done.
+        tell: told what the program says so far, for the case that it is ended before it comes to more.
     """
 
     net: Classifier
@@ -54,6 +77,7 @@ class Task:
     seed: int
     patched: bool
     progress: Progress = silent
+    tell: Callable[[Said], None] = lambda said: None
 
     @property
     def module(self) -> nn.Module:
@@ -85,28 +109,6 @@ class Whole(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(self._prepare(x))
         return out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What a program says of a net.
-
-    Attributes:
-        verdict: `suspect`, `clean` or `inconclusive`; None of a program that gives none.
-        flagged: labels; None of a program that flags none by design.
-        answers: by the name of a repair or guard, its classes (N,) for the images asked about; the number of classes
-            for a refused one.
-        guards: names of those that can refuse.
-        pointed_at: (N,) of the mixed images, True where the program takes one for poisoned; None without.
-        note: what a reader has to know.
-    """
-
-    verdict: str | None = None
-    flagged: tuple[int, ...] | None = None
-    answers: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    guards: tuple[str, ...] = ()
-    pointed_at: npt.NDArray[np.bool_] | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ def read_task(folder: Path) -> tuple[str, Task]:
     task = Task(
         net=net, clean=clean, surrogate=surrogate, asked=asked, mixed=mixed, seed=plain["seed"],
         patched=plain["patched"], progress=lambda stage, done, total: _tell(folder, stage, done, total),
+        tell=lambda said: write_said(folder, said),
     )  # fmt: skip
     return plain["peer"], task
 

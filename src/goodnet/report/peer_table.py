@@ -19,7 +19,7 @@ def peer_markdown(record: PeerRecord) -> str:
     for net in record.nets:
         rows = [row for row in record.rows if row.net == net.name]
         parts += [f"## {net.name}", "", _told(net), "", _net(net, rows), ""]
-        failed = [f"* {_name(row)}: {visible(row.reason)}" for row in rows if row.reason]
+        failed = [f"* {_name(row)}: {_as_code(row.reason)}" for row in rows if row.reason]
         if failed:
             parts += ["Why it failed:", "", *failed, ""]
     environment = record.environment
@@ -39,7 +39,7 @@ def _summary(record: PeerRecord) -> str:
     body = []
     for peer, state in dict.fromkeys((row.peer, row.state) for row in record.rows):
         rows = [row for row in record.rows if (row.peer, row.state) == (peer, state)]
-        judged = [row for row in rows if row.outcome == ANSWERED and row.verdict is not None]
+        judged = [row for row in rows if row.verdict is not None]
         hits = [targets[row.net] <= set(row.flagged or ()) for row in judged if row.net in bad]
         exact = [targets[row.net] == set(row.flagged or ()) for row in judged if row.net in bad]
         alarms = [row.verdict == "suspect" for row in judged if row.net not in bad]
@@ -86,6 +86,12 @@ def _row(row: PeerRow) -> list[tuple[str, ...]]:
     return [(*said, *_figures(first), *cost), *(("", "", "", *_figures(one), "", "") for one in others)]
 
 
+def _as_code(text: str) -> str:
+    """Another program's words, so that none of them is taken for markup."""
+    plain = visible(text).replace("`", "'")
+    return f"`{plain}`"
+
+
 def _points(share: Share | None, what: str) -> str:
     if share is None:
         return ""
@@ -93,6 +99,9 @@ def _points(share: Share | None, what: str) -> str:
 
 
 def _verdict(row: PeerRow) -> tuple[str, str]:
+    flagged = DASH if row.flagged is None else enumeration([str(label) for label in row.flagged])
+    if row.outcome == OUT_OF_TIME and row.verdict is not None:
+        return f"{row.verdict}; then out of time ({row.note})", flagged
     if row.outcome == OUT_OF_TIME:
         far = f", {row.done} of {row.total:,}" if row.done is not None and row.total is not None else ""
         whole = f"; all would take {duration(row.whole_seconds)}" if row.whole_seconds is not None else ""
@@ -100,7 +109,6 @@ def _verdict(row: PeerRow) -> tuple[str, str]:
     if row.outcome != ANSWERED:
         return row.outcome, DASH
     note = f" ({row.note})" if row.note else ""
-    flagged = DASH if row.flagged is None else enumeration([str(label) for label in row.flagged])
     return f"{row.verdict or 'gives none'}{note}", flagged
 
 
