@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from goodnet.peer_record import ANSWERED, AS_RELEASED, OUT_OF_TIME, PeerFigures, PeerNet, PeerRecord, PeerRow
-from goodnet.record import Share
 from goodnet.report.bench_table import markdown_table, share_text
 from goodnet.report.figures import DASH, duration, enumeration, visible
 
@@ -78,8 +77,7 @@ def _row(row: PeerRow) -> list[tuple[str, ...]]:
     said = (_name(row), *_verdict(row))
     cost = (f"{row.seconds:.0f}", DASH if row.peak_mib is None else f"{row.peak_mib:,.0f}")
     if row.outcome == ANSWERED and row.falsely is not None:
-        found = _points(row.found, "poison") + _points(row.falsely, "clean")
-        return [(*said, f"points at {found}", "", *[DASH] * 5, *cost)]
+        return [(*said, f"points at {_points(row)}", "", *[DASH] * 5, *cost)]
     if not row.figures:
         return [(*said, DASH, "", *[DASH] * 5, *cost)]
     first, *others = row.figures
@@ -92,10 +90,10 @@ def _as_code(text: str) -> str:
     return f"`{plain}`"
 
 
-def _points(share: Share | None, what: str) -> str:
-    if share is None:
-        return ""
-    return f"{'' if what == 'poison' else ' '}{share_text(share)} of the {what} images"
+def _points(row: PeerRow) -> str:
+    """`100.0 (77–100) of the poisoned and 10.0 (6–17) of the clean images`; a clean net has no poison."""
+    poison = "" if row.found is None else f"{share_text(row.found)} of the poisoned and "
+    return f"{poison}{share_text(row.falsely)} of the clean images"
 
 
 def _verdict(row: PeerRow) -> tuple[str, str]:
