@@ -68,6 +68,7 @@ def test_the_plan_is_at_least_what_is_done() -> None:
     assert planned.seconds > 0
     assert [stage.stage for stage in planned.stages] == [
         "margins",
+        "plain stamps",
         "first pass",
         "search",
         "all-to-all",

@@ -6,9 +6,10 @@ copy of the net is trained to give
 * the BadNet's logits *of the clean image* for a triggered one, the less the more of it the trigger covers: what cannot
   be seen cannot be recognised;
 * anything but the target for a triggered image, however much is covered.
-Triggers are strong ones (`goodnet.triggers.strong`), the scan's own, and small masks from further starts; all in any
-strength from as found to opaque. Every `refresh` steps more are searched for on the net as it is by then, so that no
-other way to the target opens while one closes. Labels that the scan did not flag, but suspects most, are unlearned
+Triggers are strong ones (`goodnet.triggers.strong`), plain stamps and others like them (`goodnet.triggers.plain`), the
+scan's own, and small masks from further starts; all in any strength from as found to opaque. Every `refresh` steps more
+are searched for on the net as it is by then, so that no other way to the target opens while one closes.
+Labels that the scan did not flag, but suspects most, are unlearned
 beside the others, from fewer triggers: one of several backdoors may be too weak to be flagged.
 
 Few weights carry a backdoor, and training moves them all. So, once the loss has fallen, the channels are searched for
@@ -40,7 +41,9 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
 from goodnet.sparing import Kept, give_back
+from goodnet.stamps import PlainStamp
 from goodnet.triggers.inversion import Schedule, invert
+from goodnet.triggers.plain import stamps_like
 from goodnet.triggers.strong import FURTHER_SEARCH, StrongSchedule, few_beside, height, strong_triggers
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, trainable
@@ -124,6 +127,7 @@ class DistilledUnlearning:
         triggers: Sequence[Trigger],
         labels: Sequence[int],
         further: Sequence[int] = (),
+        stamps: Sequence[PlainStamp] = (),
         surrogate_fit: Tensor | None = None,
         seed: int,
         progress: Progress = silent,
@@ -136,6 +140,7 @@ class DistilledUnlearning:
             triggers: reverse-engineered by a scan; may be none.
             labels: the targets.
             further: other labels, the most suspicious first; `self.further` says how many of them are unlearned, too.
+            stamps: plain ones that lead to the targets, where a scan has found some.
             surrogate_fit: unlabelled pictures (M, C, H, W) of the same kind.
 
         Raises:
@@ -147,7 +152,7 @@ class DistilledUnlearning:
             )
         beside = few_beside(labels, further, classifier.classes, self.further)
         job = _Training(self, classifier, fit, surrogate_fit, labels, beside, seed)
-        strong = job.first(triggers, progress)
+        strong = job.first(triggers, stamps, progress)
         limit = accuracy(classifier, choose) - _by_chance(self.max_accuracy_drop, len(choose[0])) - 1e-9
         best = LastWithin(job.repaired, choose, limit)
         for step in range(self.steps):
@@ -207,7 +212,7 @@ class _Training:
         """(N,) whether the BadNet gives none of these labels."""
         return ~torch.isin(self.answers, torch.tensor(list(labels))).numpy()
 
-    def first(self, triggers: Sequence[Trigger], progress: Progress) -> list[Trigger]:
+    def first(self, triggers: Sequence[Trigger], stamps: Sequence[PlainStamp], progress: Progress) -> list[Trigger]:
         """Searches for what to train against beside `triggers`; the BadNet's strong ones, of further labels, too."""
         method, fast = self.method, twin(self.bad, self.images).classifier
         total = len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
@@ -219,7 +224,7 @@ class _Training:
             done += count * method.search.batch
             progress("triggers", min(done, total), total)
 
-        strong: list[Trigger] = []
+        strong = stamps_like(fast, self.images, self.answers, stamps, seed=self.seed)
         for labels, schedule in ((self.labels, method.search), (self.further, method.further_search)):
             if labels:
                 strong += strong_triggers(

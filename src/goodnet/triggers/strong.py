@@ -33,11 +33,11 @@ from torch import Tensor
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.runners import in_threads
+from goodnet.stamps import SPOT
 from goodnet.triggers.inversion import Schedule, Search, State, run_all
 from goodnet.triggers.trigger import Trigger
 
 _STREAM = 7
-_SPOT = 0.023  # share of the image that every mask is given for free when margins a pixel are compared
 _IMAGES = 32
 _DARK = 0.02  # through tanh nothing is quite 0 or 1
 
@@ -162,7 +162,7 @@ def _worth(
             float(_margins(classifier.logits(x.to(classifier.device)), wanted).mean())
             for x in (attacked, trigger.apply(attacked))
         )
-        return (after - max(before, 0.0)) / (trigger.norm / trigger.mask.numel() + _SPOT)
+        return (after - max(before, 0.0)) / (trigger.norm / trigger.mask.numel() + SPOT)
 
     return [worth(t) for t in triggers] if classifier.device.type != "cpu" else in_threads(worth, triggers)
 
