@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -44,7 +45,15 @@ from goodnet.sparing import Kept, give_back
 from goodnet.stamps import PlainStamp
 from goodnet.triggers.inversion import Schedule, invert
 from goodnet.triggers.plain import stamps_like
-from goodnet.triggers.strong import FURTHER_SEARCH, StrongSchedule, few_beside, height, strong_triggers
+from goodnet.triggers.strong import (
+    FURTHER_SEARCH,
+    SquareSchedule,
+    StrongSchedule,
+    few_beside,
+    height,
+    square_triggers,
+    strong_triggers,
+)
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, trainable
 
@@ -58,6 +67,7 @@ class DistilledUnlearning:
 
     Attributes:
         search: for the BadNet's strong triggers of a label.
+        squares: for squares of one colour, of labels that come without a plain stamp.
         masks: small masks of the BadNet a label, each from a start of its own.
         mask_search: for each of those.
         refresh: steps after which triggers are searched for anew.
@@ -78,6 +88,7 @@ class DistilledUnlearning:
     """
 
     search: StrongSchedule = StrongSchedule()
+    squares: SquareSchedule = SquareSchedule()
     masks: int = 6
     mask_search: Schedule = Schedule(steps=100)
     refresh: int = 80
@@ -215,16 +226,28 @@ class _Training:
     def first(self, triggers: Sequence[Trigger], stamps: Sequence[PlainStamp], progress: Progress) -> list[Trigger]:
         """Searches for what to train against beside `triggers`; the BadNet's strong ones, of further labels, too."""
         method, fast = self.method, twin(self.bad, self.images).classifier
-        total = len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
+        unstamped = [label for label in self.labels if label not in {stamp.label for stamp in stamps}]
+        total = len(unstamped) * method.squares.passes(fast.input.shape)
+        total += len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
         total += len(self.further) * method.further_search.passes
         done = 0
 
-        def moved(count: int) -> None:
+        def moved(count: int, batch: int = method.search.batch) -> None:
             nonlocal done
-            done += count * method.search.batch
+            done += count * batch
             progress("triggers", min(done, total), total)
 
         strong = stamps_like(fast, self.images, self.answers, stamps, seed=self.seed)
+        if unstamped:
+            strong += square_triggers(
+                fast,
+                self.images,
+                self.answers,
+                unstamped,
+                method.squares,
+                seed=self.seed,
+                on_steps=partial(moved, batch=method.squares.batch),
+            )
         for labels, schedule in ((self.labels, method.search), (self.further, method.further_search)):
             if labels:
                 strong += strong_triggers(
