@@ -229,8 +229,8 @@ class Decision:
 class Example:
     """A picture of a trigger on an image: `file` is relative to the record's folder.
 
-    `kind` is `mask`, `pattern`, `clean` or `triggered`; `answer` the class that the net gives (clean, triggered);
-    `label` null for the trigger of `AllToAll`, which leads to no single one.
+    `kind` is `mask`, `pattern`, `clean`, `triggered` or `stamped`; `answer` the class that the net gives to one of the
+    last three; `label` null for the trigger of `AllToAll`, which leads to no single one.
     """
 
     label: int | None
