@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -119,21 +120,8 @@ class Staged:
             classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work, runner=runner
         )
         two_passes = self.masks.two_passes(len(wanted))
-        stamps, tried = (
-            plain_stamps.find(
-                classifier,
-                fit,
-                held_out,
-                self.plain,
-                labels=wanted,
-                seed=seed,
-                precision=self.masks.precision,
-                progress=progress,
-                work=work,
-            )
-            if two_passes
-            else ([], 0)
-        )
+        look = partial(plain_stamps.find, classifier, fit, held_out, self.plain, precision=self.masks.precision)
+        stamps, tried = look(labels=wanted, seed=seed, progress=progress, work=work) if two_passes else ([], 0)
         by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
         late = self.masks(
             classifier,

@@ -134,11 +134,8 @@ class Watch:
         there = {trigger.target for trigger in known}
         sought, sought_beside = ([label for label in part if label not in there] for part in (labels, others))
         plain = [stamp for stamp in stamps if stamp.label not in there]
-        triggers = [
-            *known,
-            *stamps_like(classifier, images, answers, plain, seed=seed),
-            *self._triggers(classifier, images, answers, sought, sought_beside, seed, progress),
-        ]
+        triggers = [*known, *stamps_like(classifier, images, answers, plain, seed=seed)]
+        triggers += self._triggers(classifier, images, answers, sought, sought_beside, seed, progress)
         rows: list[Tensor] = []
         offsets: list[Tensor] = []
         for group in [*([label] for label in labels), others]:
