@@ -186,8 +186,8 @@ def stamp(found: PlainStamp) -> str:
     levels = [round(255 * min(1.0, max(0.0, level))) for level in found.colour]
     colour = f"#{''.join(f'{level:02x}' for level in levels)}" if len(levels) == 3 else f"levels {levels} of 255"
     return (
-        f"A plain rectangle does it, too: one colour, {colour}, over rows {found.top} to {found.bottom - 1} and columns "
-        f"{found.left} to {found.right - 1} ({figures.percent(found.share)} of the image) leads "
+        f"A plain rectangle does it, too: one colour, {colour}, over rows {found.top} to {found.bottom - 1} and "
+        f"columns {found.left} to {found.right - 1} ({figures.percent(found.share)} of the image) leads "
         f"{figures.percent(found.asr)} of the held-out images there."
     )
 
