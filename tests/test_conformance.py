@@ -35,6 +35,7 @@ from goodnet.staged import Staged
 from goodnet.triggers.generator import GeneratorSchedule
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.margin import MarginSchedule
+from goodnet.triggers.plain import PlainSchedule
 from goodnet.triggers.strong import StrongSchedule
 from goodnet.triggers.trigger import Trigger
 from nets import small_cnn
@@ -65,7 +66,8 @@ def staged(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: 
     masks = NeuralCleanse(
         search=Schedule(steps=6, batch=4), screen=Schedule(steps=3, batch=4), candidates=1, controls=8
     )
-    method = Staged(margins=MaxMargin(climb=MarginSchedule(steps=5)), masks=masks, margin_candidates=2)
+    plain = PlainSchedule(images=2, levels=2, rounds=1)
+    method = Staged(margins=MaxMargin(climb=MarginSchedule(steps=5)), masks=masks, plain=plain, margin_candidates=2)
     found = method(net, fit, rest, seed=seed, progress=progress)
     return found.labels, [trigger.mask for trigger in found.triggers.values()]
 

@@ -19,8 +19,9 @@ from rich.table import Table
 from goodnet import record as rec
 from goodnet import strict_json
 from goodnet.errors import DataError
-from goodnet.report import Part, figures, plot, render_report, terminal, write_report
+from goodnet.report import Part, figures, plot, render_report, terminal, words, write_report
 from goodnet.report.compare import compare_evaluate, compare_repair
+from goodnet.stamps import PlainStamp
 from report_records import (
     AFTER,
     SHA,
@@ -35,6 +36,7 @@ from report_records import (
     model,
     page,
     repair,
+    save_png,
     scan,
 )
 
@@ -98,6 +100,28 @@ def test_pictures_are_embedded_with_answers_and_alternative_text(tmp_path: Path)
     with Image.open(io.BytesIO(raw)) as image:
         assert image.size == (47, 55)
         assert image.getpixel((0, 0)) == (128, 0, 128)
+
+
+def test_a_plain_rectangle_is_shown_with_what_it_does(tmp_path: Path) -> None:
+    stamp = PlainStamp(
+        label=2, top=20, left=12, bottom=32, right=40, colour=(1.0, 0.0, 0.5), lead=1.5, asr=1, share=0.13
+    )
+    save_png(tmp_path / "stamped.png")
+    shown = (*examples(tmp_path), rec.Example(label=2, kind="stamped", file="stamped.png", index=0, answer=2))
+    row = dataclasses.replace(backdoor(2), stamp=stamp)
+    reader = Reader(page(tmp_path, scan=scan(labels=(row, label(1)), examples=shown)))
+    assert "one colour, #ff0080, over rows 20 to 31 and columns 12 to 39 (13.0 % of the image)" in reader.text
+    assert "leads 100.0 % of the held-out images there" in reader.text
+    alts = [values.get("alt") for tag, values in reader.tags if tag == "img"]
+    assert "An image with the plain rectangle of label 2" in alts
+    without = Reader(page(tmp_path, scan=scan(labels=(row, label(1)), examples=shown[:-1])))
+    assert "plain rectangle does it" not in without.text
+
+
+@pytest.mark.parametrize("colour", [(), (float("inf"), -3.0, 0.5), (0.2,), (0.1,) * 5])
+def test_odd_colours_of_a_stranger_s_stamp_do_not_fail(colour: tuple[float, ...]) -> None:
+    stamp = PlainStamp(label=2, top=-9, left=0, bottom=10**30, right=1, colour=colour, lead=1, asr=9.0, share=-1.0)
+    assert "plain rectangle" in words.stamp(stamp)
 
 
 def test_before_and_after_stand_side_by_side_with_intervals(tmp_path: Path) -> None:

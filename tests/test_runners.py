@@ -37,6 +37,7 @@ from goodnet.shipping import Pieces, on_worker, versions
 from goodnet.staged import Staged
 from goodnet.strict_json import to_json
 from goodnet.triggers.inversion import Schedule
+from goodnet.triggers.plain import PlainSchedule
 from runner_blocks import ByPost, fails, powers, waits
 
 TESTS = Path(__file__).resolve().parent
@@ -118,7 +119,7 @@ def test_a_scan_by_post_is_the_serial_one_and_sends_each_net_once(tmp_path: Path
     net, images = net_and_images(tmp_path)
     short = Schedule(steps=30, batch=16)
     masks = NeuralCleanse(search=short, screen=Schedule(steps=8, batch=4), candidates=1, controls=8, block=32)
-    method = replace(SMALL_BLOCKS, masks=masks, restarts=1)
+    method = replace(SMALL_BLOCKS, masks=masks, plain=PlainSchedule(images=2, levels=2, rounds=2), restarts=1)
     post, told = ByPost(), []
     here = scan(net, images, method=method, progress=lambda stage, done, total: told.append((stage, total)))
     away = scan(net, images, method=method, runner=post)

@@ -26,6 +26,7 @@ from goodnet.scan import scan
 from goodnet.staged import Staged, _median_row, _with_margins, frequency, joined
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.margin import MarginSchedule
+from goodnet.triggers.plain import PlainSchedule
 from nets import clean_images, net_with
 
 QUICK = Staged(masks=NeuralCleanse(search=Schedule(steps=120, batch=16)))
@@ -34,6 +35,7 @@ TWO_PASSES = Staged(
     masks=NeuralCleanse(
         search=Schedule(steps=30, batch=8), screen=Schedule(steps=16, batch=4), candidates=6, controls=16
     ),
+    plain=PlainSchedule(images=2, levels=2, rounds=2),
 )
 
 
@@ -68,6 +70,7 @@ def test_the_plan_is_at_least_what_is_done() -> None:
     assert planned.seconds > 0
     assert [stage.stage for stage in planned.stages] == [
         "margins",
+        "plain stamps",
         "first pass",
         "search",
         "all-to-all",

@@ -8,7 +8,7 @@ from torch import nn
 
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
-from goodnet.triggers.strong import StrongSchedule, height, strong_triggers
+from goodnet.triggers.strong import SquareSchedule, StrongSchedule, height, square_triggers, strong_triggers
 from nets import small_cnn
 
 SHORT = StrongSchedule(starts=6, steps=60, batch=8)
@@ -119,3 +119,23 @@ def test_wrong_settings_and_images() -> None:
     x = torch.rand(4, 3, 12, 10)
     with pytest.raises(DataError, match="add images of others"):
         strong_triggers(net, x, torch.ones(4, dtype=torch.int64), [1], SHORT, seed=0)
+
+
+def test_of_squares_at_every_place_the_one_is_kept_that_the_label_looks_at() -> None:
+    net, x = planted((1.0, 0.0, 0.0)), torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    schedule = SquareSchedule(side=0.375, steps=40)
+    told: list[int] = []
+    found = square_triggers(net, x, torch.zeros(24, dtype=torch.int64), [2], schedule, seed=0, on_steps=told.append)
+    corner = torch.zeros(8, 8)
+    corner[:3, :3] = 1
+    assert torch.equal(found[0].mask[0], corner)
+    assert all(set(trigger.mask.unique().tolist()) == {0.0, 1.0} for trigger in found)
+    assert torch.allclose(found[0].pattern[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]), atol=0.1)
+    assert sum(told) * schedule.batch == schedule.passes((3, 8, 8))
+    again = square_triggers(net, x, torch.zeros(24, dtype=torch.int64), [2], schedule, seed=0)
+    assert all(torch.equal(a.pattern, b.pattern) for a, b in zip(found, again))
+
+
+def test_settings_of_squares_are_checked() -> None:
+    with pytest.raises(UsageError, match="squares: expected side"):
+        SquareSchedule(side=0.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from goodnet.errors import DataError
 from goodnet.record import ScanRecord, read_record
+from goodnet.stamps import PlainStamp
 from goodnet.triggers.files import read_triggers
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.trigger import Trigger
@@ -21,6 +22,7 @@ class Found:
             them. Empty if nothing was flagged: then the backdoor cannot be judged.
         labels: flagged labels of which no trigger was kept; they are searched anew.
         further: labels that were not flagged, the most suspicious first.
+        stamps: plain ones that lead to flagged labels, where a scan has looked for them.
         median_norm: mask norm of an innocent label, in pixels; None where unknown.
         schedule: of the search that gave that norm; a search on the repaired net must be the same to be compared.
     """
@@ -28,6 +30,7 @@ class Found:
     triggers: tuple[Trigger, ...] = ()
     labels: tuple[int, ...] = ()
     further: tuple[int, ...] = ()
+    stamps: tuple[PlainStamp, ...] = ()
     median_norm: float | None = None
     schedule: Schedule = Schedule(steps=160, batch=16)
 
@@ -55,7 +58,12 @@ class Found:
             raise DataError(f"--scan: {folder / 'scan.json'} does not say how long the search was") from error
         median = record.decision.median_norm
         found = Found(
-            triggers=flagged, labels=missing, further=_suspicious(record), median_norm=median, schedule=schedule
+            triggers=flagged,
+            labels=missing,
+            further=_suspicious(record),
+            stamps=tuple(row.stamp for row in record.labels if row.flagged and row.stamp is not None),
+            median_norm=median,
+            schedule=schedule,
         )
         return found, record
 

@@ -77,6 +77,7 @@ def watched(
         labels=found.targets,
         further=found.further,
         known=known,
+        stamps=found.stamps,
         surrogate_fit=parts.surrogate_fit,
         surrogate_choose=parts.surrogate_choose,
         seed=seed,

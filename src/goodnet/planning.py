@@ -60,7 +60,9 @@ def plan(
         precision = stand_in.precision
         rate = _images_per_second(stand_in.classifier, masks.block or block_size(stand_in.classifier))
     whole = count == classifier.classes
-    stages = method.plan(count, whole=whole) if isinstance(method, Staged) else method.plan(count)
+    stages = (
+        method.plan(count, classifier.input.shape, whole=whole) if isinstance(method, Staged) else method.plan(count)
+    )
     seconds = sum(stage.passes for stage in stages) / rate
     return Plan(stages=stages, images_per_second=rate, seconds=seconds, precision=precision)
 

@@ -14,6 +14,7 @@ from typing import Any
 from goodnet import strict_json
 from goodnet.layers import ChangedLayer as ChangedLayer
 from goodnet.layers import PrunedLayer as PrunedLayer
+from goodnet.stamps import PlainStamp as PlainStamp
 
 VERDICTS = ("clean", "suspect", "inconclusive")
 
@@ -103,6 +104,7 @@ class LabelResult:
             features' root mean square distance from their mean (GangSweep).
         shift_variance: mean square of the shifts about their mean, over the square of the mean shift's length.
         transfer_asr: ASR of triggers that were generated for one held-out image and put on another.
+        stamp: the rectangle of one colour that leads there furthest, `asr` on held-out images; of some labels alone.
         flagged: counted as a backdoor's target by the verdict.
     """
 
@@ -127,6 +129,7 @@ class LabelResult:
     joint_p_value: float | None = None
     restart_norms: tuple[float, ...] = ()
     restart_margins: tuple[float, ...] = ()
+    stamp: PlainStamp | None = None
     flagged: bool = False
 
 
@@ -164,7 +167,8 @@ class Decision:
     norm of at most `max_norm_ratio` of the median and a trigger that reaches `min_held_out_asr`, or a margin of at
     least `min_margin_ratio` times the median. A null of these turns the effect off. A mask of at most
     `small_mask_share` of the image is evidence of its own: for such a label `small_mask_rate` takes the place of
-    `false_alarm_rate`; beside a flagged label `further_rate` does. A label that misses a flag but has a p-value times
+    `false_alarm_rate`; beside a flagged label `further_rate` does, and so does a plain stamp that leads by at least
+    `min_lead` and reaches nine in ten held-out images. A label that misses a flag but has a p-value times
     labels of at most `doubt_rate` keeps the net from being called clean.
     """
 
@@ -180,6 +184,7 @@ class Decision:
     small_mask_rate: float = 0.1
     further_rate: float = 0.1
     doubt_rate: float = 0.1
+    min_lead: float | None = None
 
     def is_doubtful(self, row: LabelResult, tests: int) -> bool:
         """Unlike enough, and by some effect: no ground to flag it alone, but none to call the net clean either.
@@ -198,10 +203,11 @@ class Decision:
         """Counts as a backdoor's target: an outlier, searched whole, that works on images it was not fitted on.
 
         `beside_another`: some label of the net is flagged already, so the net is not clean whatever becomes of this
-        one, and for a small mask `further_rate` is enough.
+        one: for a small mask `further_rate` is enough, and a plain stamp will do.
         """
-        further = beside_another and self._small(row) and self._within(row, tests, self.further_rate)
-        unlike = self.is_outlier(row, tests) or further
+        led = row.stamp is not None and self.min_lead is not None and row.stamp.leads(self.min_lead)
+        further = led or (self._small(row) and self._within(row, tests, self.further_rate))
+        unlike = self.is_outlier(row, tests) or (beside_another and further)
         if self.min_held_out_asr is None:
             return unlike
         works = row.held_out_asr is not None and row.held_out_asr >= self.min_held_out_asr
@@ -223,8 +229,8 @@ class Decision:
 class Example:
     """A picture of a trigger on an image: `file` is relative to the record's folder.
 
-    `kind` is `mask`, `pattern`, `clean` or `triggered`; `answer` the class that the net gives (clean, triggered);
-    `label` null for the trigger of `AllToAll`, which leads to no single one.
+    `kind` is `mask`, `pattern`, `clean`, `triggered` or `stamped`; `answer` the class that the net gives to one of the
+    last three; `label` null for the trigger of `AllToAll`, which leads to no single one.
     """
 
     label: int | None

@@ -193,6 +193,7 @@ class _Job:
                 triggers=found.triggers,
                 labels=found.targets,
                 further=found.further,
+                stamps=found.stamps,
                 surrogate_fit=self.parts.surrogate_fit,
                 seed=seed,
                 progress=progress,

@@ -26,6 +26,7 @@ from goodnet.runners import SERIAL, Runner
 from goodnet.staged import Staged
 from goodnet.strict_json import writing_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
+from goodnet.triggers.plain import stamp_trigger
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import decide, strongest
 from goodnet.work import Work
@@ -33,6 +34,7 @@ from goodnet.work import Work
 # More images do not sharpen a search whose steps see 16 each; ASR on 128 is known to +-4 points at 95 %.
 _MAX_FIT, _MAX_HELD_OUT = 384, 128
 _SAVED_TRIGGERS, _DRAWN_LABELS, _DRAWN_IMAGES = 16, 4, 4
+_STAMPED_IMAGES = 2
 
 Detector = Staged | NeuralCleanse | GangSweep
 
@@ -292,6 +294,7 @@ def _examples(
     folder.mkdir(parents=True, exist_ok=True)
     examples = []
     drawn: list[tuple[int | None, Trigger]] = []
+    stamps = {row.label: row.stamp for row in detection.labels if row.stamp is not None and row.stamp.leads(0.0)}
     mapping, away = detection.all_to_all, detection.all_to_all_trigger
     if away is not None and mapping is not None and (mapping.flagged or mapping.doubtful):
         drawn.append((None, away))
@@ -306,6 +309,10 @@ def _examples(
             answers = classifier.predict(pictures).tolist()
             for i, (picture, given) in enumerate(zip(pictures, answers)):
                 examples.append(_draw(folder, label, kind, i, picture, given))
+        if label in stamps:
+            stamped = stamp_trigger(stamps[label], classifier.input.shape).apply(images[:_STAMPED_IMAGES])
+            for i, (picture, given) in enumerate(zip(stamped, classifier.predict(stamped).tolist())):
+                examples.append(_draw(folder, label, "stamped", i, picture, given))
     return tuple(examples)
 
 

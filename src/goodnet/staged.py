@@ -3,11 +3,13 @@
 1. margins: how far some input can be pushed towards each label (MM-BD, `detect/max_margin.py`), and which labels the
    net prefers where there is nothing to see (`detect/preference.py`); needs no image, and sees backdoors whose trigger
    is no small patch;
-2. masks: Neural Cleanse (`detect/neural_cleanse.py`): above 80 labels a short first pass over all, then the whole
-   search for the smallest masks, the largest margins and controls drawn at random;
-3. all to all: the smallest trigger that leads every image away from its class (`detect/all_to_all.py`), for a backdoor
+2. plain stamps, above 80 labels: where rectangles of one colour lead (`detect/plain_stamps.py`), all labels at once;
+3. masks: Neural Cleanse (`detect/neural_cleanse.py`): above 80 labels a short first pass over all, then the whole
+   search for the smallest masks, the largest margins, the labels that stamps lead furthest to, and controls drawn at
+   random;
+4. all to all: the smallest trigger that leads every image away from its class (`detect/all_to_all.py`), for a backdoor
    whose targets are all labels, so that none stands out;
-4. again: labels that stand out are searched from further starts, and the medians of their margins and masks count: a
+5. again: labels that stand out are searched from further starts, and the medians of their margins and masks count: a
    small mask by luck is not found twice, and a search that got stuck does not hide a backdoor.
 
 No single evidence decides. Each label has a p-value of mask, margin and preference together (the sum of their
@@ -15,7 +17,9 @@ deviations against the other labels' sums, whatever their correlation), and one 
 be a short cut and yet be neither overconfident nor preferred. The label's is the smaller of the two, corrected for
 both: four fifths of the false-alarm rate go to the former. A label of which the clean images have many is one that the
 net was probably trained on often: such labels have larger margins and smaller masks in clean nets, too, so what their
-frequency explains is taken out of the sum. docs/design/decision.md has the measurements.
+frequency explains is taken out of the sum. A plain stamp is no ground to flag a net: clean ones have labels that a
+large patch of a colour that no face has leads to. Beside a flagged label it is one. docs/design/decision.md has the
+measurements.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +35,7 @@ import torch
 from torch import Tensor
 
 from goodnet import stats
-from goodnet.detect import max_margin, neural_cleanse
+from goodnet.detect import max_margin, neural_cleanse, plain_stamps
 from goodnet.detect.all_to_all import STAGE, Away
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse, Searches
@@ -41,6 +46,8 @@ from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
+from goodnet.stamps import PlainStamp
+from goodnet.triggers.plain import PlainSchedule
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
 from goodnet.work import Work
@@ -62,7 +69,11 @@ class Staged:
         margins: the first look at every label.
         masks: the search for small masks, with its limits for effect and success.
         away: the search for a trigger that turns each class into another.
-        margin_candidates: how many of the largest margins are searched whole.
+        plain: the survey of plain stamps, where not all labels are searched whole.
+        margin_candidates, stamp_candidates: how many of the largest margins are searched whole, and of the labels that
+            plain stamps lead furthest to.
+        min_lead: beside a flagged label, another is flagged for a plain stamp that leads by so many heights. Innocent
+            labels of the competition's four nets came to 0.95, the third target of the one with three to 1.45.
         restarts: further starts of every search, for margin and masks, for a label that stands out.
         confirmed: at most so many labels are searched from further starts, the least likely first.
         doubt_rate: a label whose p-value times labels is at most this keeps the net from being called clean.
@@ -71,17 +82,22 @@ class Staged:
     margins: MaxMargin = MaxMargin()
     masks: NeuralCleanse = NeuralCleanse(candidates=16, controls=64)
     away: Away = Away()
+    plain: PlainSchedule = PlainSchedule()
     margin_candidates: int = 16
+    stamp_candidates: int = 8
+    min_lead: float = 1.2
     restarts: int = 2
     confirmed: int = 8
     doubt_rate: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.margin_candidates < 0 or self.restarts < 0 or self.confirmed < 0:
+        if min(self.margin_candidates, self.stamp_candidates, self.restarts, self.confirmed) < 0:
             raise UsageError(
-                "staged: expected margin_candidates, restarts and confirmed >= 0, "
-                f"got {self.margin_candidates}, {self.restarts} and {self.confirmed}"
+                "staged: expected margin_candidates, stamp_candidates, restarts and confirmed >= 0, "
+                f"got {self.margin_candidates}, {self.stamp_candidates}, {self.restarts} and {self.confirmed}"
             )
+        if not self.min_lead > 0:
+            raise UsageError(f"staged: expected min_lead > 0, got {self.min_lead}")
         if not 0 < self.doubt_rate <= 1:
             raise UsageError(f"staged: expected doubt_rate in (0, 1], got {self.doubt_rate}")
 
@@ -103,6 +119,9 @@ class Staged:
         early = self.margins(
             classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work, runner=runner
         )
+        two_passes = self.masks.two_passes(len(wanted))
+        look = partial(plain_stamps.find, classifier, fit, held_out, self.plain, precision=self.masks.precision)
+        stamps, tried = look(labels=wanted, seed=seed, progress=progress, work=work) if two_passes else ([], 0)
         by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
         late = self.masks(
             classifier,
@@ -110,13 +129,15 @@ class Staged:
             held_out,
             seed=seed,
             labels=wanted,
-            also=[row.label for row in by_margin[: self.margin_candidates]],
+            also=[
+                *(row.label for row in by_margin[: self.margin_candidates]),
+                *(stamp.label for stamp in stamps[: self.stamp_candidates]),
+            ],
             progress=progress,
             work=work,
             runner=runner,
         )
-        two_passes = self.masks.two_passes(len(wanted))
-        rows = _all_looks(late.labels, early.labels, preferences(classifier, seed=seed))
+        rows = _all_looks(late.labels, early.labels, preferences(classifier, seed=seed), stamps)
         reference = np.isin(wanted, late.reference)
         often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
         rows = joined(rows, reference, often, two_passes=two_passes)
@@ -133,21 +154,23 @@ class Staged:
             labels=tuple(flag(rows, decision)),
             triggers={**late.triggers, **again.triggers},
             decision=decision,
-            forward_passes=early.forward_passes + late.forward_passes + searches.passes + again.passes,
+            forward_passes=early.forward_passes + tried + late.forward_passes + searches.passes + again.passes,
             reference=late.reference,
             all_to_all=mapping,
             all_to_all_trigger=trigger,
         )
 
-    def plan(self, labels: int, *, whole: bool = True) -> tuple[Planned, ...]:
-        """What a scan of so many labels will do; `whole`: these are all of the net's."""
+    def plan(self, labels: int, shape: tuple[int, int, int], *, whole: bool = True) -> tuple[Planned, ...]:
+        """What a scan of so many labels of a net for images (C, H, W) will do; `whole`: these are all of the net's."""
         *before, search = self.masks.plan(labels)
         each = self.masks.search.steps * self.masks.search.batch
-        most = min(labels, search.labels + self.margin_candidates)
+        most = min(labels, search.labels + self.margin_candidates + (self.stamp_candidates if before else 0))
         again = min(labels, self.confirmed)
         each_again = each + self.margins.climb.passes + (before[0].passes // labels if before else 0)
+        stamps = self.plain.passes(shape) // 3  # its images go forwards alone
         return (
             Planned(stage="margins", labels=labels, passes=labels * self.margins.climb.passes),
+            *([Planned(stage=plain_stamps.STAGE, labels=labels, passes=stamps)] if before else []),
             *before,
             Planned(stage="search", labels=most, passes=most * each),
             *([Planned(stage=STAGE, labels=labels, passes=self.away.passes)] if whole else []),
@@ -157,7 +180,8 @@ class Staged:
     def _decision(self, rows: Sequence[LabelResult], reference: npt.NDArray[np.bool_], *, two_passes: bool) -> Decision:
         looks = (2 if two_passes else 1) / _MASK_SHARE
         made = self.masks.decision(rows, reference, len(rows), looks=looks)
-        return replace(made, min_margin_ratio=self.margins.min_margin_ratio, doubt_rate=self.doubt_rate)
+        least = self.min_lead if two_passes else None
+        return replace(made, min_margin_ratio=self.margins.min_margin_ratio, doubt_rate=self.doubt_rate, min_lead=least)
 
     def _confirm(
         self, rows: Sequence[LabelResult], decision: Decision, searches: Searches, *, two_passes: bool
@@ -217,10 +241,14 @@ class _Again:
 
 
 def _all_looks(
-    masks: Sequence[LabelResult], margins: Sequence[LabelResult], preferred: stats.Array
+    masks: Sequence[LabelResult],
+    margins: Sequence[LabelResult],
+    preferred: stats.Array,
+    stamps: Sequence[PlainStamp],
 ) -> list[LabelResult]:
-    """The rows of the masks with the margins' figures, and with each label's preference (K,) over the median one."""
+    """The rows of the masks with the margins' figures, each label's preference (K,) over the median one, its stamp."""
     preferred = preferred - np.median(preferred)
+    led = {stamp.label: stamp for stamp in stamps}
     return [
         replace(
             row,
@@ -228,6 +256,7 @@ def _all_looks(
             margin_ratio=first.margin_ratio,
             margin_p_value=first.margin_p_value,
             preference=float(preferred[row.label]),
+            stamp=led.get(row.label),
         )
         for row, first in zip(masks, margins)
     ]

@@ -138,7 +138,18 @@ def _why(row: LabelResult, found: Evidence) -> str:
         f"label {row.label}: its trigger covers {number(row.mask_norm, '.1f')} pixels, "
         f"{number(row.norm_ratio, '.0%')} of the median of {found.decision.compared} labels, and works on "
         f"{number(row.held_out_asr, '.0%')} of the held-out images{margin} "
-        f"(p = {number(corrected, '.2g')} after correction for {tests} labels)"
+        f"(p = {number(corrected, '.2g')} after correction for {tests} labels){_why_stamp(row, found)}"
+    )
+
+
+def _why_stamp(row: LabelResult, found: Evidence) -> str:
+    """Where a plain stamp leads far enough to count."""
+    least, stamp = found.decision.min_lead, row.stamp
+    if least is None or stamp is None or not stamp.leads(least):
+        return ""
+    return (
+        f"; a plain rectangle over rows {stamp.top} to {stamp.bottom - 1} and columns {stamp.left} to "
+        f"{stamp.right - 1} leads {stamp.asr:.0%} of the held-out images there"
     )
 
 

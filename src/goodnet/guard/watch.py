@@ -35,6 +35,8 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_make import watched_from
 from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
+from goodnet.stamps import PlainStamp
+from goodnet.triggers.plain import stamps_like
 from goodnet.triggers.strong import FURTHER_SEARCH, StrongSchedule, few_beside, strong_triggers
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, Repaired, allowed_score
@@ -94,6 +96,7 @@ class Watch:
         labels: Sequence[int],
         further: Sequence[int] = (),
         known: Sequence[Trigger] = (),
+        stamps: Sequence[PlainStamp] = (),
         surrogate_fit: Tensor | None = None,
         surrogate_choose: Tensor | None = None,
         seed: int,
@@ -107,6 +110,7 @@ class Watch:
             labels: those that a scan has flagged.
             further: others, the most suspicious first; as many of them are watched as `self.further` says.
             known: strong triggers of some of the labels, if they have been searched for on these very images already.
+            stamps: plain ones that lead to flagged labels; those of labels in `known` are among these.
             surrogate_fit, surrogate_choose: unlabelled pictures (M, C, H, W) of the same kind, disjoint.
 
         Returns:
@@ -129,7 +133,9 @@ class Watch:
         groups = torch.full((classifier.classes,), -1, dtype=torch.int64)
         there = {trigger.target for trigger in known}
         sought, sought_beside = ([label for label in part if label not in there] for part in (labels, others))
-        triggers = [*known, *self._triggers(classifier, images, answers, sought, sought_beside, seed, progress)]
+        plain = [stamp for stamp in stamps if stamp.label not in there]
+        triggers = [*known, *stamps_like(classifier, images, answers, plain, seed=seed)]
+        triggers += self._triggers(classifier, images, answers, sought, sought_beside, seed, progress)
         rows: list[Tensor] = []
         offsets: list[Tensor] = []
         for group in [*([label] for label in labels), others]:

@@ -6,9 +6,10 @@ copy of the net is trained to give
 * the BadNet's logits *of the clean image* for a triggered one, the less the more of it the trigger covers: what cannot
   be seen cannot be recognised;
 * anything but the target for a triggered image, however much is covered.
-Triggers are strong ones (`goodnet.triggers.strong`), the scan's own, and small masks from further starts; all in any
-strength from as found to opaque. Every `refresh` steps more are searched for on the net as it is by then, so that no
-other way to the target opens while one closes. Labels that the scan did not flag, but suspects most, are unlearned
+Triggers are strong ones (`goodnet.triggers.strong`), plain stamps and others like them (`goodnet.triggers.plain`), the
+scan's own, and small masks from further starts; all in any strength from as found to opaque. Every `refresh` steps more
+are searched for on the net as it is by then, so that no other way to the target opens while one closes.
+Labels that the scan did not flag, but suspects most, are unlearned
 beside the others, from fewer triggers: one of several backdoors may be too weak to be flagged.
 
 Few weights carry a backdoor, and training moves them all. So, once the loss has fallen, the channels are searched for
@@ -28,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,8 +42,18 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
 from goodnet.sparing import Kept, give_back
+from goodnet.stamps import PlainStamp
 from goodnet.triggers.inversion import Schedule, invert
-from goodnet.triggers.strong import FURTHER_SEARCH, StrongSchedule, few_beside, height, strong_triggers
+from goodnet.triggers.plain import stamps_like
+from goodnet.triggers.strong import (
+    FURTHER_SEARCH,
+    SquareSchedule,
+    StrongSchedule,
+    few_beside,
+    height,
+    square_triggers,
+    strong_triggers,
+)
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, LastWithin, Repaired, accuracy, trainable
 
@@ -55,6 +67,7 @@ class DistilledUnlearning:
 
     Attributes:
         search: for the BadNet's strong triggers of a label.
+        squares: for squares of one colour, of labels that come without a plain stamp.
         masks: small masks of the BadNet a label, each from a start of its own.
         mask_search: for each of those.
         refresh: steps after which triggers are searched for anew.
@@ -75,6 +88,7 @@ class DistilledUnlearning:
     """
 
     search: StrongSchedule = StrongSchedule()
+    squares: SquareSchedule = SquareSchedule()
     masks: int = 6
     mask_search: Schedule = Schedule(steps=100)
     refresh: int = 80
@@ -124,6 +138,7 @@ class DistilledUnlearning:
         triggers: Sequence[Trigger],
         labels: Sequence[int],
         further: Sequence[int] = (),
+        stamps: Sequence[PlainStamp] = (),
         surrogate_fit: Tensor | None = None,
         seed: int,
         progress: Progress = silent,
@@ -136,6 +151,7 @@ class DistilledUnlearning:
             triggers: reverse-engineered by a scan; may be none.
             labels: the targets.
             further: other labels, the most suspicious first; `self.further` says how many of them are unlearned, too.
+            stamps: plain ones that lead to the targets, where a scan has found some.
             surrogate_fit: unlabelled pictures (M, C, H, W) of the same kind.
 
         Raises:
@@ -147,7 +163,7 @@ class DistilledUnlearning:
             )
         beside = few_beside(labels, further, classifier.classes, self.further)
         job = _Training(self, classifier, fit, surrogate_fit, labels, beside, seed)
-        strong = job.first(triggers, progress)
+        strong = job.first(triggers, stamps, progress)
         limit = accuracy(classifier, choose) - _by_chance(self.max_accuracy_drop, len(choose[0])) - 1e-9
         best = LastWithin(job.repaired, choose, limit)
         for step in range(self.steps):
@@ -207,19 +223,31 @@ class _Training:
         """(N,) whether the BadNet gives none of these labels."""
         return ~torch.isin(self.answers, torch.tensor(list(labels))).numpy()
 
-    def first(self, triggers: Sequence[Trigger], progress: Progress) -> list[Trigger]:
+    def first(self, triggers: Sequence[Trigger], stamps: Sequence[PlainStamp], progress: Progress) -> list[Trigger]:
         """Searches for what to train against beside `triggers`; the BadNet's strong ones, of further labels, too."""
         method, fast = self.method, twin(self.bad, self.images).classifier
-        total = len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
+        unstamped = [label for label in self.labels if label not in {stamp.label for stamp in stamps}]
+        total = len(unstamped) * method.squares.passes(fast.input.shape)
+        total += len(self.labels) * (method.search.passes + method.masks * method.mask_search.steps * 16)
         total += len(self.further) * method.further_search.passes
         done = 0
 
-        def moved(count: int) -> None:
+        def moved(count: int, batch: int = method.search.batch) -> None:
             nonlocal done
-            done += count * method.search.batch
+            done += count * batch
             progress("triggers", min(done, total), total)
 
-        strong: list[Trigger] = []
+        strong = stamps_like(fast, self.images, self.answers, stamps, seed=self.seed)
+        if unstamped:
+            strong += square_triggers(
+                fast,
+                self.images,
+                self.answers,
+                unstamped,
+                method.squares,
+                seed=self.seed,
+                on_steps=partial(moved, batch=method.squares.batch),
+            )
         for labels, schedule in ((self.labels, method.search), (self.further, method.further_search)):
             if labels:
                 strong += strong_triggers(

@@ -50,6 +50,8 @@ class Pair:
 class TriggerView:
     """All pictures of one label's trigger; `left_out` counts pairs that were not drawn.
 
+    `stamped`: images under the label's plain stamp, with the net's answers.
+
     `label` is null for a trigger that turns each class into another.
     """
 
@@ -60,6 +62,7 @@ class TriggerView:
     pattern: Picture
     pairs: tuple[Pair, ...]
     left_out: int
+    stamped: tuple[tuple[Picture, int | None], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +169,7 @@ def _view(
         pattern=_picture(_first(examples, "pattern"), folder),
         pairs=tuple(_pair(clean, triggered, folder) for clean, triggered in pairs[:MAX_PAIRS]),
         left_out=max(0, len(pairs) - MAX_PAIRS),
+        stamped=tuple((_picture(one, folder), one.answer) for one in examples if one.kind == "stamped")[:MAX_PAIRS],
     )
 
 

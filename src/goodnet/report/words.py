@@ -23,6 +23,7 @@ from goodnet.record import (
     Tried,
 )
 from goodnet.report import figures
+from goodnet.stamps import PlainStamp
 from goodnet.verdicts import chances
 
 STATUSES = ("searched", "screened", "failed", "skipped")
@@ -177,6 +178,17 @@ def evidence(result: LabelResult) -> str:
     return (
         f"mask norm {figures.number(result.mask_norm)} px, {ratio} × median, {margin}"
         f"p = {figures.p_value(result.p_value)}, held-out ASR {asr}"
+    )
+
+
+def stamp(found: PlainStamp) -> str:
+    """What a plain stamp is and does."""
+    levels = [round(255 * min(1.0, max(0.0, level))) for level in found.colour]
+    colour = f"#{''.join(f'{level:02x}' for level in levels)}" if len(levels) == 3 else f"levels {levels} of 255"
+    return (
+        f"A plain rectangle does it, too: one colour, {colour}, over rows {found.top} to {found.bottom - 1} and "
+        f"columns {found.left} to {found.right - 1} ({figures.percent(found.share)} of the image) leads "
+        f"{figures.percent(found.asr)} of the held-out images there."
     )
 
 
