@@ -67,6 +67,8 @@ class DistilledUnlearning:
 
     Attributes:
         search: for the BadNet's strong triggers of a label.
+        plain: share of the flagged labels' triggers in a batch that are plain, stamps or squares of one colour: they
+            are few, and the likest to what an attacker has drawn.
         squares: for squares of one colour, of labels that come without a plain stamp.
         masks: small masks of the BadNet a label, each from a start of its own.
         mask_search: for each of those.
@@ -88,6 +90,7 @@ class DistilledUnlearning:
     """
 
     search: StrongSchedule = StrongSchedule()
+    plain: float = 0.3
     squares: SquareSchedule = SquareSchedule()
     masks: int = 6
     mask_search: Schedule = Schedule(steps=100)
@@ -118,10 +121,10 @@ class DistilledUnlearning:
                 "unlearn: expected temperature > 0, clean_weight >= 0, covered in (0, 1] and max_strength >= 1, "
                 f"got {self.temperature}, {self.clean_weight}, {self.covered} and {self.max_strength}"
             )
-        if not 0 <= self.max_accuracy_drop < 1 or not 0 <= self.fall <= 1:
+        if not 0 <= self.max_accuracy_drop < 1 or not 0 <= self.fall <= 1 or not 0 <= self.plain < 1:
             raise UsageError(
-                "unlearn: expected max_accuracy_drop from 0 to under 1 and fall in [0, 1], "
-                f"got {self.max_accuracy_drop} and {self.fall}"
+                "unlearn: expected max_accuracy_drop and plain from 0 to under 1 and fall in [0, 1], "
+                f"got {self.max_accuracy_drop}, {self.plain} and {self.fall}"
             )
         if min(self.further, self.further_batch, self.settle) < 0:
             raise UsageError(
@@ -198,6 +201,7 @@ class _Training:
         seed: int,
     ):
         self.method, self.bad, self.labels, self.further, self.seed = method, classifier, labels, further, seed
+        self.plain: list[Trigger] = []
         self.base: list[Trigger] = []
         self.beside: list[Trigger] = []
         self.found: list[Trigger] = []
@@ -237,9 +241,9 @@ class _Training:
             done += count * batch
             progress("triggers", min(done, total), total)
 
-        strong = stamps_like(fast, self.images, self.answers, stamps, seed=self.seed)
+        self.plain = stamps_like(fast, self.images, self.answers, stamps, seed=self.seed)
         if unstamped:
-            strong += square_triggers(
+            self.plain += square_triggers(
                 fast,
                 self.images,
                 self.answers,
@@ -248,6 +252,7 @@ class _Training:
                 seed=self.seed,
                 on_steps=partial(moved, batch=method.squares.batch),
             )
+        strong: list[Trigger] = []
         for labels, schedule in ((self.labels, method.search), (self.further, method.further_search)):
             if labels:
                 strong += strong_triggers(
@@ -268,7 +273,7 @@ class _Training:
         progress("triggers", total, total)
         self.base = [*triggers, *(trigger for trigger in strong if trigger.target in self.labels), *masks]
         self.beside = [trigger for trigger in strong if trigger.target not in self.labels]
-        return strong
+        return [*self.plain, *strong]
 
     def searched_again(self, step: int) -> list[Trigger]:
         """Strong triggers of the net as it is."""
@@ -344,8 +349,14 @@ class _Training:
         """Each image with a trigger of its own, the first `beside` with further labels'; the share of it
         that is covered (N,); the targets (N,)."""
         flagged = len(x) - beside
-        half = flagged // 2 if self.found else 0
-        parts = ((self.beside, beside), (self.base, flagged - half), (self.found, half))
+        plain = round(self.method.plain * flagged)
+        half = (flagged - plain) // 2 if self.found else 0
+        parts = (
+            (self.beside, beside),
+            (self.plain, plain),
+            (self.base, flagged - plain - half),
+            (self.found, half),
+        )
         chosen = [part[i] for part, size in parts if size for i in self.random.integers(len(part), size=size)]
         strength = 1 + (self.method.max_strength - 1) * self.random.random(len(x)) * (self.random.random(len(x)) < 0.5)
         stronger = [trigger.strengthened(float(factor)) for trigger, factor in zip(chosen, strength)]
