@@ -8,7 +8,9 @@ import torch
 from goodnet.errors import UsageError
 from goodnet.repair.distilled import DistilledUnlearning
 from goodnet.sparing import changed_layers
+from goodnet.stamps import PlainStamp
 from goodnet.triggers.inversion import Schedule
+from goodnet.triggers.plain import stamp_trigger
 from goodnet.triggers.strong import StrongSchedule
 from goodnet.tuning import accuracy, logits_of
 from nets import SHAPE, pictures, planted
@@ -47,6 +49,23 @@ def test_few_weights_change_and_the_others_stay_bit_by_bit() -> None:
         shares[fall] = sum(layer.weights for layer in layers) / sum(layer.of_weights for layer in layers)
         assert (found.predict(trigger.apply(test)) == 3).double().mean() < 0.05
     assert 0 < shares[0.5] < 0.5 * shares[1.0]
+
+
+def test_a_label_with_a_plain_stamp_is_taught_stamps_and_one_without_it_squares() -> None:
+    net, trigger, _ = planted()
+    fit, choose = pictures(60, seed=2), pictures(60, seed=3)
+    stamp = PlainStamp(label=3, top=0, left=0, bottom=2, right=4, colour=(1.0,), lead=2, asr=0.9, share=0.125)
+    method = replace(SHORT, steps=1)
+    with_stamp = method(net, fit, choose, triggers=(), labels=[3], stamps=[stamp], seed=0).strong
+    without = method(net, fit, choose, triggers=(), labels=[3], seed=0).strong
+    first = stamp_trigger(stamp, SHAPE)
+    assert torch.equal(with_stamp[0].mask, first.mask)
+    assert torch.equal(with_stamp[0].pattern, first.pattern)
+    assert not any(torch.equal(found.mask, first.mask) for found in without)
+    squares = [found for found in without if set(found.mask.unique().tolist()) == {0.0, 1.0}]
+    assert squares
+    # where the planted trigger is, and nowhere else
+    assert all(bool((found.mask * trigger.mask).any()) for found in squares)
 
 
 def test_a_label_beside_the_flagged_one_is_unlearned_too() -> None:
