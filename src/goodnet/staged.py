@@ -38,6 +38,7 @@ from goodnet.detect.preference import preferences
 from goodnet.detection import Detection, Planned
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
@@ -100,8 +101,17 @@ class Staged:
         """Scores every label; arguments as of `NeuralCleanse`."""
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
+        stand_in = twin(classifier, fit[0], precision=self.masks.precision).classifier
         early = self.margins(
-            classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work, runner=runner
+            classifier,
+            fit,
+            held_out,
+            seed=seed,
+            labels=wanted,
+            stand_in=self._climbs(stand_in),
+            progress=progress,
+            work=work,
+            runner=runner,
         )
         by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
         late = self.masks(
@@ -111,6 +121,7 @@ class Staged:
             seed=seed,
             labels=wanted,
             also=[row.label for row in by_margin[: self.margin_candidates]],
+            stand_in=stand_in,
             progress=progress,
             work=work,
             runner=runner,
@@ -122,7 +133,15 @@ class Staged:
         rows = joined(rows, reference, often, two_passes=two_passes)
         decision = self._decision(rows, reference, two_passes=two_passes)
         searches = Searches(
-            self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner
+            self.masks,
+            classifier,
+            fit,
+            held_out,
+            seed=seed,
+            stand_in=stand_in,
+            progress=progress,
+            work=work,
+            runner=runner,
         )
         whole = len(wanted) == classifier.classes
         mapping, trigger = (self.away(searches, decision.median_norm) if whole else None) or (None, None)
@@ -154,6 +173,10 @@ class Staged:
             Planned(stage="search again", labels=again, passes=again * self.restarts * each_again),
         )
 
+    def _climbs(self, stand_in: Classifier) -> Classifier | None:
+        """The masks' twin, if it is the margins', too."""
+        return stand_in if self.margins.precision == self.masks.precision else None
+
     def _decision(self, rows: Sequence[LabelResult], reference: npt.NDArray[np.bool_], *, two_passes: bool) -> Decision:
         looks = (2 if two_passes else 1) / _MASK_SHARE
         made = self.masks.decision(rows, reference, len(rows), looks=looks)
@@ -180,9 +203,9 @@ class Staged:
 
     def _start(self, searches: Searches, labels: list[int], restart: int, two_passes: bool) -> _Again:
         """Margin, first pass and search of each label from another start; `skipped` where time ran out."""
+        precision = self.margins.precision
         climbed = self.margins.climbed(
-            searches.classifier,
-            searches.fit[0],
+            self._climbs(searches.twin) or twin(searches.classifier, searches.fit[0], precision=precision).classifier,
             labels,
             seed=searches.seed,
             restart=restart,

@@ -120,7 +120,7 @@ class Away:
 def _answers(classifier: Classifier, trigger: Trigger, images: Tensor) -> Tensor:
     """(N,) what the net answers to the triggered images (N, C, H, W)."""
     with torch.no_grad():
-        return classifier.predict(trigger.apply(images), batch=64)
+        return torch.cat([classifier.predict(trigger.apply(part), batch=64) for part in torch.split(images, 64)])
 
 
 def _led(answers: Tensor, classes: Tensor, judged: Sequence[int], min_alike: float) -> list[tuple[int, int]]:

@@ -110,6 +110,7 @@ class NeuralCleanse:
         seed: int,
         labels: Sequence[int] | None = None,
         also: Sequence[int] = (),
+        stand_in: Classifier | None = None,
         progress: Progress = silent,
         work: Work | None = None,
         runner: Runner = SERIAL,
@@ -121,12 +122,15 @@ class NeuralCleanse:
             held_out: the same, disjoint: the ASR that counts is measured on these.
             labels: only these labels; all of the net's by default.
             also: labels to search whole whatever the first pass finds.
+            stand_in: the net's twin; made here by default.
             work: what an earlier run has done already, and how much time there is.
             runner: who computes the blocks of labels.
         """
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        found = Searches(self, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner)
+        found = Searches(
+            self, classifier, fit, held_out, seed=seed, stand_in=stand_in, progress=progress, work=work, runner=runner
+        )
         first, whole, reference = self._first_pass(found, wanted, also, seed)
         some = [label for label, chosen in zip(wanted, whole) if chosen]
         searched = found.invert("search", some, self.search)
@@ -233,13 +237,14 @@ class Searches:
         held_out: tuple[Tensor, Tensor],
         *,
         seed: int,
+        stand_in: Classifier | None = None,
         progress: Progress,
         work: Work,
         runner: Runner = SERIAL,
     ):
         self.classifier, self.seed, self.block = classifier, seed, method.block
         self.fit, self.held_out, self.progress, self.work, self.runner = fit, held_out, progress, work, runner
-        self.twin = twin(classifier, fit[0], precision=method.precision).classifier
+        self.twin = stand_in or twin(classifier, fit[0], precision=method.precision).classifier
         self.passes = 0
 
     def invert(
