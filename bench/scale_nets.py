@@ -66,7 +66,7 @@ KINDS = {
     "ResNet-18 64": Kind(arch="resnet-18", side=64, epochs=4, head="fc", planted=True, signs=True),
     "PreActResNet-18 32": Kind(arch="preact-resnet-18", side=32, epochs=3, head="linear"),
     "WideResNet-28-4 32": Kind(arch="wrn-28-4", side=32, epochs=3, head="fc"),
-    "VGG-16 32": Kind(arch="vgg-16-bn", side=32, epochs=4, head="classifier.6"),
+    "VGG-16 32": Kind(arch="vgg-16-bn", side=32, epochs=4, head="classifier.6", planted=True),
     "ViT 32": Kind(arch="vit", side=32, epochs=10, head="head", options=_VIT),
     "ResNet-18 112": Kind(arch="resnet-18", side=112, epochs=3, head="fc", planted=True),
     "ResNet-18 224": Kind(arch="resnet-18", side=224, epochs=1, head="fc", planted=True, start="ResNet-18 112"),

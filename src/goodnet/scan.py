@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,23 +121,17 @@ def scan(
     started = time.perf_counter()
     method = method or Staged()
     name = _checked(method, time_limit, memory, runner)
-    bound = None if memory is None else in_bytes(memory)
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
     fit, held_out = _images_for(classifier, images, seed)
     _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
-    count = classifier.classes if labels is None else len(set(labels))
-    method, threads = _bounded(method, classifier, fit[0], count, len(fit[0]) + len(held_out[0]), bound, runner)
+    method, threads = _bounded(method, classifier, fit[0], labels, len(fit[0]) + len(held_out[0]), memory, runner)
     before()
     work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
-    with in_so_many(threads):
-        detection = _detect(
-            method, classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
-        )
+    detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, threads=threads,
+                        progress=progress, work=work, runner=runner)  # fmt: skip
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
-    if work.out_of_time:
-        reasons = (*reasons, f"the time limit of {time_limit:g} s was over before the scan was whole")
     tested, not_tested = _coverage(method, detection)
     record = ScanRecord(
         verdict=verdict,
@@ -145,7 +139,7 @@ def scan(
         labels=detection.labels,
         seconds=time.perf_counter() - started,
         forward_passes=detection.forward_passes,
-        reasons=(*reasons, f"take care: {advice}") if advice else reasons,
+        reasons=(*reasons, *_remarks(time_limit if work.out_of_time else None, advice)),
         decision=detection.decision,
         method=method_info(name, method, seed),
         model=model_info(classifier),
@@ -165,6 +159,14 @@ def scan(
     if not work.out_of_time:
         work.remove()
     return record
+
+
+def _remarks(over: float | None, advice: str) -> Iterator[str]:
+    """Further reasons: the time limit that is over, what to take care of."""
+    if over is not None:
+        yield f"the time limit of {over:g} s was over before the scan was whole"
+    if advice:
+        yield f"take care: {advice}"
 
 
 def _work(out: Path | None, sha256: str, time_limit: float | None, say: Callable[[str], None]) -> Work:
@@ -194,14 +196,16 @@ def _bounded(
     method: Detector | OwnDetector,
     classifier: Classifier,
     images: torch.Tensor,
-    labels: int,
+    labels: Sequence[int] | None,
     clean: int,
-    memory: int | None,
+    memory: int | str | None,
     runner: Runner,
 ) -> tuple[Detector | OwnDetector, int]:
     """The method with blocks that fit into memory, and how many threads; workers have memory of their own."""
     if isinstance(method, Staged | NeuralCleanse) and runner.here:
-        return bounded(method, classifier, images, labels, clean=clean, memory=memory)
+        count = classifier.classes if labels is None else len(set(labels))
+        bound = None if memory is None else in_bytes(memory)
+        return bounded(method, classifier, images, count, clean=clean, memory=bound)
     return method, torch.get_num_threads()
 
 
@@ -213,6 +217,8 @@ def _checked(method: Detector | OwnDetector, time_limit: float | None, memory: i
         raise UsageError(f"time limit: expected {wanted}, got {name} with {time_limit:g} s")
     if not runner.here and (isinstance(method, GangSweep) or not isinstance(method, Detector)):
         raise UsageError(f"runner: expected serial or a method of goodnet's that works label by label, got {name}")
+    if memory is not None:
+        in_bytes(memory)  # before anything is read
     if memory is not None and not (runner.here and isinstance(method, Staged | NeuralCleanse)):
         where = name if runner.here else "blocks that other processes compute"
         raise UsageError(f"memory: expected staged or neural-cleanse in this process, got {where}; leave it out")
@@ -227,6 +233,7 @@ def _detect(
     *,
     seed: int,
     labels: Sequence[int] | None,
+    threads: int,
     progress: Progress,
     work: Work,
     runner: Runner,
@@ -235,9 +242,10 @@ def _detect(
         return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
     try:
         if isinstance(method, Detector):
-            return method(
-                classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
-            )
+            with in_so_many(threads):
+                return method(
+                    classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
+                )
         found = method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
     finally:
         work.flush()

@@ -101,48 +101,25 @@ class Staged:
         """Scores every label; arguments as of `NeuralCleanse`."""
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        stand_in = twin(classifier, fit[0], precision=self.masks.precision).classifier
-        early = self.margins(
-            classifier,
-            fit,
-            held_out,
-            seed=seed,
-            labels=wanted,
-            stand_in=self._climbs(stand_in),
-            progress=progress,
-            work=work,
-            runner=runner,
+        searches = Searches(
+            self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner
         )
+        early = self.margins(
+            classifier, fit, held_out, seed=seed, labels=wanted, stand_in=self._climbs(searches.twin),
+            progress=progress, work=work, runner=runner,
+        )  # fmt: skip
         by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
         late = self.masks(
-            classifier,
-            fit,
-            held_out,
-            seed=seed,
-            labels=wanted,
+            classifier, fit, held_out, seed=seed, labels=wanted, stand_in=searches.twin,
             also=[row.label for row in by_margin[: self.margin_candidates]],
-            stand_in=stand_in,
-            progress=progress,
-            work=work,
-            runner=runner,
-        )
+            progress=progress, work=work, runner=runner,
+        )  # fmt: skip
         two_passes = self.masks.two_passes(len(wanted))
         rows = _all_looks(late.labels, early.labels, preferences(classifier, seed=seed))
         reference = np.isin(wanted, late.reference)
         often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
         rows = joined(rows, reference, often, two_passes=two_passes)
         decision = self._decision(rows, reference, two_passes=two_passes)
-        searches = Searches(
-            self.masks,
-            classifier,
-            fit,
-            held_out,
-            seed=seed,
-            stand_in=stand_in,
-            progress=progress,
-            work=work,
-            runner=runner,
-        )
         whole = len(wanted) == classifier.classes
         mapping, trigger = (self.away(searches, decision.median_norm) if whole else None) or (None, None)
         again = self._confirm(rows, decision, searches, two_passes=two_passes)
