@@ -26,6 +26,7 @@ from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
 from goodnet.runners import in_threads, quiet
 from goodnet.staged import Staged
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.generator import GeneratorSchedule, train_generator
 from goodnet.triggers.inversion import Schedule, Search, State
 
@@ -92,7 +93,7 @@ def plan(
     with sizing.in_so_many(threads):
         masks = method.masks if isinstance(method, Staged) else method
         started, core = time.perf_counter(), time.process_time()
-        stand_in = twin(classifier, some, precision=masks.precision)
+        stand_in = twin(classifier, some, precision=masks.precision, batch=shown_at_once(masks.block))
         made, core = time.perf_counter() - started, time.process_time() - core
         size = sizing.size(method, classifier, stand_in.classifier, clean, count, now=now)
         step = _step_speed(stand_in.classifier, size.block, masks.search)

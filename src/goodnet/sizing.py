@@ -27,7 +27,7 @@ from goodnet.memory import free_memory, in_words, peak, resident
 from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
 from goodnet.staged import Staged
-from goodnet.triggers.blocks import block_size, footprint
+from goodnet.triggers.blocks import block_size, footprint, shown_at_once
 
 LEAST = 4
 """Images: a smaller block saves little and takes long."""
@@ -35,7 +35,6 @@ SLACK, BASE = 1.5, 64 << 20
 _SHARE = 0.75  # of the free memory, where no bound is given
 _FLOAT = 4
 _KEPT_TWICE = 2  # a trigger on its way to the disk, and in the results
-_JUDGED, _PROBED = 64, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ def bounded(
     # the twin takes less than the net itself, and time to make
     if not size(method, classifier, classifier, clean, labels, now=now, memory=bound, strict=False).lowered:
         return method, torch.get_num_threads()
-    stand_in = twin(classifier, images, precision=_masks(method).precision).classifier
+    stand_in = twin(classifier, images, precision=_masks(method).precision, batch=LEAST).classifier
     found = size(method, classifier, stand_in, clean, labels, now=now, memory=bound, strict=memory is not None)
     if found.block == own_block(method, stand_in):
         return method, found.threads
@@ -113,9 +112,10 @@ def size(
     searched, judged = footprint(stand_in), footprint(classifier).judged
     most, cores = own_block(method, stand_in), threads_of(stand_in)
     beside, found = _beside(method, stand_in, images, labels), None
-    making = 2 * _weights(classifier) + classifier.at_once(_PROBED) * judged
     for threads, block in _choices(most, cores):
-        busy = max(block * searched.searched, classifier.at_once(_JUDGED) * judged) + searched.thread
+        shown = classifier.at_once(shown_at_once(block)) * judged
+        making = 2 * _weights(classifier) + shown
+        busy = max(block * searched.searched, shown) + searched.thread
         need = now + BASE + round(SLACK * max(making, beside + threads * busy))
         lowered = (threads, block) != (cores, most)
         found = Size(block=block, threads=threads, memory=max(need, _ever(stand_in)), lowered=lowered)

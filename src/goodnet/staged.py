@@ -42,6 +42,7 @@ from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
 from goodnet.work import Work
@@ -115,7 +116,9 @@ class Staged:
             progress=progress, work=work, runner=runner,
         )  # fmt: skip
         two_passes = self.masks.two_passes(len(wanted))
-        rows = _all_looks(late.labels, early.labels, preferences(classifier, seed=seed))
+        rows = _all_looks(
+            late.labels, early.labels, preferences(classifier, seed=seed, batch=shown_at_once(self.masks.block))
+        )
         reference = np.isin(wanted, late.reference)
         often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
         rows = joined(rows, reference, often, two_passes=two_passes)

@@ -32,6 +32,7 @@ from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.margin import MarginSchedule, margins
 from goodnet.verdicts import flag
 from goodnet.work import OutOfTime, Work
@@ -91,7 +92,9 @@ class MaxMargin:
         """
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        stand_in = stand_in or twin(classifier, fit[0], precision=self.precision).classifier
+        stand_in = (
+            stand_in or twin(classifier, fit[0], precision=self.precision, batch=shown_at_once(self.block)).classifier
+        )
         found = self.climbed(stand_in, wanted, seed=seed, progress=progress, work=work, runner=runner)
         rows = scored([LabelResult(label=label, status="screened", margin=found[label]) if label in found else
                        LabelResult(label=label, status="skipped") for label in wanted])  # fmt: skip

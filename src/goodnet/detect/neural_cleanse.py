@@ -43,6 +43,7 @@ from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.inversion import Inverted, Schedule, invert, success_rates
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
@@ -244,7 +245,10 @@ class Searches:
     ):
         self.classifier, self.seed, self.block = classifier, seed, method.block
         self.fit, self.held_out, self.progress, self.work, self.runner = fit, held_out, progress, work, runner
-        self.twin = stand_in or twin(classifier, fit[0], precision=method.precision).classifier
+        self.twin = (
+            stand_in
+            or twin(classifier, fit[0], precision=method.precision, batch=shown_at_once(method.block)).classifier
+        )
         self.passes = 0
 
     def invert(
@@ -317,7 +321,7 @@ class Searches:
     def _success(self, stage: str, triggers: Sequence[Trigger], images: tuple[Tensor, Tensor]) -> list[float | None]:
         self.passes += len(triggers) * len(images[0])
         count = counter(self.progress, stage, len(triggers))
-        return success_rates(self.classifier, triggers, *images, on_done=count, runner=self.runner)
+        return success_rates(self.classifier, triggers, *images, block=self.block, on_done=count, runner=self.runner)
 
 
 def scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[LabelResult]:

@@ -32,6 +32,11 @@ def block_size(classifier: Classifier) -> int:
     return max(16, min(_LARGEST_ON_CPU, 1 << (fitting.bit_length() - 1)))
 
 
+def shown_at_once(block: int | None) -> int:
+    """Images through the net at a time where only its answers are wanted: 32, or a smaller block."""
+    return min(32, block or 32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Bytes that images take on their way through a net.

@@ -24,10 +24,8 @@ from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.runners import SERIAL, Runner, quiet
 from goodnet.shipping import Tell
-from goodnet.triggers.blocks import block_size
+from goodnet.triggers.blocks import block_size, shown_at_once
 from goodnet.triggers.trigger import Trigger
-
-_JUDGED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,28 +163,30 @@ def success_rates(
     images: Tensor,
     classes: Tensor,
     *,
+    block: int | None = None,
     on_done: Tell | None = None,
     runner: Runner = SERIAL,
 ) -> list[float | None]:
     """ASR of each trigger on clean images (N, C, H, W) in [0, 1] with classes (N,); those of its target left out.
 
-    None where no image is left. `on_done` is called with 1 as each is done, for progress.
+    None where no image is left. `block`: images through the net at a time, at most. `on_done` is called with 1 as each
+    is done, for progress.
     """
-    judged = (classifier, images, classes)
+    judged = (classifier, images, classes, shown_at_once(block))
     on_gpu = classifier.device.type != "cpu"
     rates = dict(runner.run(success_rate, judged, triggers, tell=on_done or quiet, alone=on_gpu))
     return [rates[i] for i in range(len(triggers))]
 
 
 @torch.no_grad()
-def success_rate(judged: tuple[Classifier, Tensor, Tensor], trigger: Trigger, tell: Tell) -> float | None:
+def success_rate(judged: tuple[Classifier, Tensor, Tensor, int], trigger: Trigger, tell: Tell) -> float | None:
     """One trigger's, of `success_rates`."""
-    classifier, images, classes = judged
+    classifier, images, classes, at_once = judged
     attacked = (classes != trigger.target).nonzero()[:, 0]
     if len(attacked) == 0:
         return None
-    parts = torch.split(attacked, _JUDGED_AT_ONCE)
-    answers = [classifier.predict(trigger.apply(images[part]), batch=_JUDGED_AT_ONCE) for part in parts]
+    parts = torch.split(attacked, at_once)
+    answers = [classifier.predict(trigger.apply(images[part]), batch=at_once) for part in parts]
     tell(1)
     return float((torch.cat(answers) == trigger.target).double().mean())
 
