@@ -21,7 +21,7 @@ from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
 from goodnet.memory import in_bytes, in_words
 from goodnet.models.classifier import Classifier
-from goodnet.planning import _Clock, _Speed, plan
+from goodnet.planning import Clock, Speed, plan
 from goodnet.scan import scan
 from goodnet.sizing import LEAST, bounded, size
 from goodnet.staged import Staged
@@ -91,6 +91,15 @@ def test_what_an_image_takes_grows_with_its_area() -> None:
     assert large.searched > 2 * 64 * 48 * 48 * 4
 
 
+def test_counting_keeps_nothing() -> None:
+    net = wide()
+    footprint(net)
+    before = memory.resident()
+    for _ in range(8):  # of 10 MiB each
+        footprint(net)
+    assert memory.resident() - before < 20 * MIB
+
+
 def test_blocks_then_threads_are_given_up() -> None:
     net, images = wide(), torch.rand(60, 3, 48, 48)
     with threads(2):
@@ -109,7 +118,7 @@ def test_blocks_then_threads_are_given_up() -> None:
         assert found == sorted(found, reverse=True)  # all threads first, in ever smaller blocks
         assert {(2, most.block), (2, LEAST), (1, LEAST)} <= set(found)
         assert bounded(QUICK, net, images, 6, clean=60) == (QUICK, 2)  # nothing is lowered where there is room
-        with pytest.raises(UsageError, match=r"expected at least \d+ MiB for blocks of 4 images in one thread"):
+        with pytest.raises(UsageError, match=r"expected at least [\d.]+ [MG]iB for blocks of 4 images in one thread"):
             bounded(QUICK, net, images, 6, clean=60, memory=now)
 
 
@@ -143,9 +152,9 @@ def test_the_clock_counts_blocks(labels: int, block: int, cores: int) -> None:
     """Against threads that take block after block from a queue."""
     method = NeuralCleanse(search=Schedule(steps=5, batch=16), screen=Schedule(steps=3, batch=4), candidates=16,
                            controls=64)  # fmt: skip
-    step = _Speed(seconds=0.01, core_seconds=0.008, images_per_second=200)
-    shown = _Speed(seconds=0.001, core_seconds=0.001, images_per_second=1000)
-    clock = _Clock(method=method, step=step, shown=shown, clean=50, block=block, threads=cores, labels=labels)
+    step = Speed(seconds=0.01, core_seconds=0.008, images_per_second=200)
+    shown = Speed(seconds=0.001, core_seconds=0.001, images_per_second=1000)
+    clock = Clock(method=method, step=step, shown=shown, clean=50, block=block, threads=cores, labels=labels)
     expected = core = 0.0
     for stage in method.plan(labels):
         steps, batch = (3, 4) if stage.stage == "first pass" else (5, 16)
@@ -182,7 +191,7 @@ def test_the_command(tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPat
     assert found["memory"] > 50 * MIB
     assert (found["block"], found["threads"]) == (256, torch.get_num_threads())
     text = shell(*command, "--plan").out.splitlines()
-    assert " MiB of memory, blocks of 256 images in " in text[-1]
+    assert "iB of memory, blocks of 256 images in " in text[-1]
     assert "if a label stands out and is searched again, at most" in text[-2]
     small = shell(*command, "--memory", "20MiB")
     assert (small.code, small.out) == (3, "")

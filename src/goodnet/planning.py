@@ -100,7 +100,7 @@ def plan(
         shown = _shown_speed(classifier)
         whole = count == classifier.classes
         stages = method.plan(count, whole=whole) if isinstance(method, Staged) else method.plan(count)
-        clock = _Clock(method=method, step=step, shown=shown, clean=clean, block=size.block,
+        clock = Clock(method=method, step=step, shown=shown, clean=clean, block=size.block,
                        threads=sizing.threads_of(classifier), labels=count)  # fmt: skip
     return Plan(
         stages=stages,
@@ -112,13 +112,14 @@ def plan(
         precision=stand_in.precision,
         block=size.block,
         threads=size.threads,
-        memory=size.memory,
+        memory=max(size.memory, sizing.ever(classifier)),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Speed:
-    """Of images in one thread while all are busy: seconds an image, by the clock and of a core; and all together."""
+class Speed:
+    """Of images in one thread (or GPU) while all are busy: seconds an image, by the clock and of a core; and all
+    together."""
 
     seconds: float
     core_seconds: float
@@ -126,12 +127,22 @@ class _Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Clock:
-    """Turns stages into seconds."""
+class Clock:
+    """Turns stages into seconds.
+
+    Attributes:
+        method: the scan.
+        step: of a search, forward and back.
+        shown: of images of which only the answers are wanted.
+        clean: images that triggers are judged on.
+        block: images at a time in each thread.
+        threads: that work at the same time; GPUs, where each takes blocks of its own.
+        labels: that are scanned.
+    """
 
     method: Staged | NeuralCleanse
-    step: _Speed
-    shown: _Speed
+    step: Speed
+    shown: Speed
     clean: int
     block: int
     threads: int
@@ -205,7 +216,7 @@ def _generated(method: GangSweep, classifier: Classifier, count: int) -> Plan:
                 threads=threads, memory=None)  # fmt: skip
 
 
-def _step_speed(stand_in: Classifier, block: int, schedule: Schedule) -> _Speed:
+def _step_speed(stand_in: Classifier, block: int, schedule: Schedule) -> Speed:
     """Of `Search.step` on a full block."""
     slots = max(1, block // schedule.batch)
     images = _noise(stand_in, schedule.batch)
@@ -228,7 +239,7 @@ def _step_speed(stand_in: Classifier, block: int, schedule: Schedule) -> _Speed:
     return _speed(stand_in, stepping, slots * schedule.batch)
 
 
-def _shown_speed(classifier: Classifier) -> _Speed:
+def _shown_speed(classifier: Classifier) -> Speed:
     """Of the net on images of which only the answers are wanted."""
     images = _noise(classifier, classifier.at_once(32))
 
@@ -238,7 +249,7 @@ def _shown_speed(classifier: Classifier) -> _Speed:
     return _speed(classifier, showing, len(images))
 
 
-def _speed(classifier: Classifier, make: Callable[[int], Callable[[], None]], images: int) -> _Speed:
+def _speed(classifier: Classifier, make: Callable[[int], Callable[[], None]], images: int) -> Speed:
     """Seconds an image: each thread repeats what `make` gives it for a third of a second, and three times at least."""
     threads = sizing.threads_of(classifier)
     ready = threading.Barrier(threads)
@@ -264,4 +275,4 @@ def _speed(classifier: Classifier, make: Callable[[int], Callable[[], None]], im
 
     each = in_threads(measured, range(threads))
     seconds, core = (sum(values) / threads for values in zip(*each))
-    return _Speed(seconds=seconds, core_seconds=core, images_per_second=sum(1 / wall for wall, _ in each))
+    return Speed(seconds=seconds, core_seconds=core, images_per_second=sum(1 / wall for wall, _ in each))

@@ -44,7 +44,7 @@ class Size:
     Attributes:
         block: images through the net at a time, in each thread.
         threads: that search at a time.
-        memory: bytes, of the whole process at its peak; on a GPU, of the GPU's memory.
+        memory: bytes, of the whole process at its peak from now on; on a GPU, of the GPU's memory.
         lowered: block or threads are fewer than the machine would take.
     """
 
@@ -111,16 +111,22 @@ def size(
     """
     searched, judged = footprint(stand_in), footprint(classifier).judged
     most, cores = own_block(method, stand_in), threads_of(stand_in)
-    beside, found = _beside(method, stand_in, images, labels), None
+    beside, need = _beside(method, stand_in, images, labels), 0
     for threads, block in _choices(most, cores):
         shown = classifier.at_once(shown_at_once(block)) * judged
         making = 2 * _weights(classifier) + shown
         busy = max(block * searched.searched, shown) + searched.thread
         need = now + BASE + round(SLACK * max(making, beside + threads * busy))
-        lowered = (threads, block) != (cores, most)
-        found = Size(block=block, threads=threads, memory=max(need, _ever(stand_in)), lowered=lowered)
-        if memory is None or found.memory <= memory:
-            return found
+        found = Size(block=block, threads=threads, memory=need, lowered=(threads, block) != (cores, most))
+        if memory is None or need <= memory:
+            break
+    else:
+        if strict:
+            raise UsageError(
+                f"--memory: expected at least {in_words(need)} for blocks of {found.block} images in one thread, "
+                f"got {in_words(memory or 0)}; of that the process has {in_words(now)} already"
+            )
+    return found
     assert found is not None
     if strict:
         raise UsageError(
@@ -193,7 +199,8 @@ def held(classifier: Classifier) -> int:
     return resident()
 
 
-def _ever(classifier: Classifier) -> int:
+def ever(classifier: Classifier) -> int:
+    """The most bytes that the process has had in memory; on a GPU, of its memory."""
     return torch.cuda.max_memory_allocated(classifier.device) if classifier.device.type == "cuda" else peak()
 
 

@@ -80,7 +80,7 @@ def _kept(classifier: Classifier, images: int) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a layer's own output would keep the layer, and that the output, for ever
 
     x = torch.zeros(images, *classifier.input.shape, device=classifier.device)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -1,0 +1,56 @@
+"""`python -m bench scale-paper`: what scans of ImageNet's size would take on GPUs. Reckoned: no GPU was measured.
+
+The stages are those of the default scan, counted by the code that plans a scan (`goodnet.planning.Clock`). Images a
+second are published ones of training a ResNet-50 on 224x224 on one A100 80GB (NVIDIA DeepLearningExamples,
+PyTorch/Classification/ConvNets/resnet50v1.5/README.md, commit 291f0d0: 938 in TF32, 2,470 in mixed precision). Training
+takes a gradient to weights, too, which a search does not, and the search stamps and steps, which training does not. An
+image of which only the answer is wanted is taken for half of one that is searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from goodnet.planning import Clock, Speed
+from goodnet.scan import USED
+from goodnet.staged import Staged
+
+RATES = {"TF32": 938.0, "mixed precision": 2470.0}
+GPUS = (1, 8, 64)
+BLOCK = 256
+_LOADING = 15.0  # seconds a net: a process, the file, images to the GPU; assumed
+_HUB = 10_000
+_FULL = Staged()
+_EVERY = replace(_FULL, masks=replace(_FULL.masks, exhaustive=True))
+
+
+def main() -> None:
+    print("| | labels | images forward and back | images a second and GPU | GPUs | hours | GPU-hours |")
+    print("|" + "---|" * 7)
+    for name, method, labels in (
+        ("one net of ImageNet-21k", _FULL, 21_841),
+        ("the same, `--exhaustive`", _EVERY, 21_841),
+    ):
+        passes = sum(stage.passes for stage in method.plan(labels) if stage.stage != "search again")
+        for kind, rate in RATES.items():
+            for gpus in GPUS:
+                row(name, labels, passes, kind, rate, gpus, (seconds(method, labels, rate, gpus) + _LOADING) / 3600)
+    for labels in (10, 1000):
+        passes = sum(stage.passes for stage in _FULL.plan(labels) if stage.stage != "search again")
+        for kind, rate in RATES.items():
+            for gpus in GPUS:
+                each = seconds(_FULL, labels, rate, 1) + _LOADING
+                hours = -(-_HUB // gpus) * each / 3600
+                row(f"{_HUB:,} nets of {labels:,} labels", labels, _HUB * passes, kind, rate, gpus, hours)
+
+
+def seconds(method: Staged, labels: int, rate: float, gpus: int) -> float:
+    """Of one scan in which a label stands out, its blocks spread over so many GPUs."""
+    step = Speed(seconds=1 / rate, core_seconds=1 / rate, images_per_second=rate)
+    shown = Speed(seconds=0.5 / rate, core_seconds=0.5 / rate, images_per_second=2 * rate)
+    clock = Clock(method=method, step=step, shown=shown, clean=USED, block=BLOCK, threads=gpus, labels=labels)
+    return clock.seconds(method.plan(labels), 1)
+
+
+def row(name: str, labels: int, passes: int, kind: str, rate: float, gpus: int, hours: float) -> None:
+    print(f"| {name} | {labels:,} | {passes:,} | {rate:,.0f} ({kind}) | {gpus} | {hours:,.2f} | {hours * gpus:,.1f} |")
