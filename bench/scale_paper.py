@@ -25,23 +25,23 @@ _EVERY = replace(_FULL, masks=replace(_FULL.masks, exhaustive=True))
 
 
 def main() -> None:
-    print("| | labels | images forward and back | images a second and GPU | GPUs | hours | GPU-hours |")
-    print("|" + "---|" * 7)
-    for name, method, labels in (
-        ("one net of ImageNet-21k", _FULL, 21_841),
-        ("the same, `--exhaustive`", _EVERY, 21_841),
-    ):
-        passes = sum(stage.passes for stage in method.plan(labels) if stage.stage != "search again")
+    gpus_of = [f"{gpus} GPU{'s' if gpus > 1 else ''}: hours (GPU-hours)" for gpus in GPUS]
+    print(" | ".join(["| ", "images forward and back", "images a second and GPU", *gpus_of]) + " |")
+    print("|" + "---|" * (3 + len(GPUS)))
+    for name, method in (("one net of ImageNet-21k", _FULL), ("the same, `--exhaustive`", _EVERY)):
         for kind, rate in RATES.items():
-            for gpus in GPUS:
-                row(name, labels, passes, kind, rate, gpus, (seconds(method, labels, rate, gpus) + _LOADING) / 3600)
+            hours = [(seconds(method, 21_841, rate, gpus) + _LOADING) / 3600 for gpus in GPUS]
+            print(row(name, passes(method, 21_841), kind, hours))
     for labels in (10, 1000):
-        passes = sum(stage.passes for stage in _FULL.plan(labels) if stage.stage != "search again")
         for kind, rate in RATES.items():
-            for gpus in GPUS:
-                each = seconds(_FULL, labels, rate, 1) + _LOADING
-                hours = -(-_HUB // gpus) * each / 3600
-                row(f"{_HUB:,} nets of {labels:,} labels", labels, _HUB * passes, kind, rate, gpus, hours)
+            each = (seconds(_FULL, labels, rate, 1) + _LOADING) / 3600
+            hours = [-(-_HUB // gpus) * each for gpus in GPUS]
+            print(row(f"{_HUB:,} nets of {labels:,} labels", _HUB * passes(_FULL, labels), kind, hours))
+
+
+def passes(method: Staged, labels: int) -> int:
+    """Images forward and back, if no label stands out."""
+    return sum(stage.passes for stage in method.plan(labels) if stage.stage != "search again")
 
 
 def seconds(method: Staged, labels: int, rate: float, gpus: int) -> float:
@@ -52,5 +52,7 @@ def seconds(method: Staged, labels: int, rate: float, gpus: int) -> float:
     return clock.seconds(method.plan(labels), 1)
 
 
-def row(name: str, labels: int, passes: int, kind: str, rate: float, gpus: int, hours: float) -> None:
-    print(f"| {name} | {labels:,} | {passes:,} | {rate:,.0f} ({kind}) | {gpus} | {hours:,.2f} | {hours * gpus:,.1f} |")
+def row(name: str, count: int, kind: str, hours: list[float]) -> str:
+    """Hours, and GPU-hours in brackets, of each number of GPUs."""
+    cells = [f"{value:,.2f} h ({value * gpus:,.1f})" for value, gpus in zip(hours, GPUS)]
+    return " | ".join([f"| {name}", f"{count / 1e6:,.1f} M", f"{RATES[kind]:,.0f} ({kind})", *cells]) + " |"

@@ -31,7 +31,7 @@ from goodnet.triggers.blocks import block_size, footprint, shown_at_once
 
 LEAST = 4
 """Images: a smaller block saves little and takes long."""
-SLACK, BASE = 1.5, 64 << 20
+SLACK, BASE = 1.5, 32 << 20
 _SHARE = 0.75  # of the free memory, where no bound is given
 _FLOAT = 4
 _KEPT_TWICE = 2  # a trigger on its way to the disk, and in the results
