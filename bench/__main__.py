@@ -7,13 +7,15 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
-from bench import clean_only, fine_pruning, fleet, gangsweep
+from bench import clean_only, fine_pruning, fleet, gangsweep, scale, scale_paper
 
 BENCHMARKS = {
     "gangsweep": gangsweep.main,
     "fine-pruning": fine_pruning.main,
     "clean-only": clean_only.main,
     "fleet": fleet.main,
+    "scale": scale.main,
+    "scale-paper": scale_paper.main,
 }
 
 

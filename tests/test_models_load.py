@@ -73,6 +73,7 @@ OWN: dict[str, dict[str, Any]] = {
     "small-vgg": {"classes": 7, "height": 24, "width": 24},
     "wrn-16-1": {"classes": 7, "channels": 1},
     "wrn-16-2": {"classes": 7},
+    "wrn-28-4": {"classes": 7},
     "wrn-40-1": {"classes": 3},
     "cnn": {"classes": 7, "channels": 3, "height": 32, "width": 32},
     "mlp": {"classes": 7, "hidden": [5, 6], "channels": 3, "height": 8, "width": 8},
@@ -119,6 +120,42 @@ def test_nets_are_of_the_published_size_and_have_the_published_keys(arch: str) -
     state = net.state_dict()
     assert {key: tuple(state[key].shape) for key in KEYS[arch]} == KEYS[arch]
     assert ARCHITECTURES[arch].options_from_state(state)["classes"] in (10, 1000)
+
+
+def test_a_preact_resnet_against_its_equations(tmp_path: Path) -> None:
+    """Norm, ReLU, convolution, twice, beside the shortcut of what is normed; loaded without being told what it is."""
+    _, state = _state("preact-resnet-18", classes=7)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, value in state.items():
+            if "bn" in key and value.is_floating_point():  # means and offsets of either sign, variances above 0
+                value.copy_(
+                    torch.rand(value.shape, generator=generator) + (0.5 if "var" in key or "weight" in key else -0.5)
+                )
+    torch.save(state, tmp_path / "net.pt")
+    loaded = load_classifier(tmp_path / "net.pt")
+    assert loaded.recipe.arch == "preact-resnet-18"
+    images = torch.rand(3, 3, 32, 32, generator=generator)
+
+    def norm(x: torch.Tensor, at: str) -> torch.Tensor:
+        mean, var, scale, shift = (
+            state[f"{at}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
+    conv = torch.nn.functional.conv2d
+    x = conv(images, state["conv1.weight"], padding=1)
+    for group in range(1, 5):
+        for block in range(2):
+            at = f"layer{group}.{block}"
+            stride = 2 if group > 1 and block == 0 else 1
+            active = norm(x, f"{at}.bn1")
+            inner = conv(active, state[f"{at}.conv1.weight"], stride=stride, padding=1)
+            inner = conv(norm(inner, f"{at}.bn2"), state[f"{at}.conv2.weight"], padding=1)
+            shortcut = state.get(f"{at}.shortcut.0.weight")
+            x = inner + (x if shortcut is None else conv(active, shortcut, stride=stride))
+    expected = x.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
+    assert torch.allclose(loaded.logits(images), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_a_vision_transformer_against_its_equations() -> None:

@@ -138,12 +138,12 @@ def test_settings_and_images_are_checked() -> None:
 def test_the_stage_measures_on_held_out_images_and_gives_up_where_time_is_over() -> None:
     net, x = planted((1.0, 0.0, 0.0)), images((3, 8, 8))
     fit, held_out = (x, torch.zeros(24, dtype=torch.int64)), (x[:10], torch.tensor([2] * 9 + [0]))
-    found, taken = stage.find(net, fit, held_out, FEW, labels=[2], seed=0, precision="float32")
+    found, taken = stage.find(net, fit, held_out, FEW, net, [2], 0)
     assert [stamp.label for stamp in found] == [2]
     assert found[0].asr == 1  # of the one image that is not of label 2
     assert 0 < 3 * taken <= FEW.passes((3, 8, 8))
     late = Work(time_limit=1e-9)
-    assert stage.find(net, fit, held_out, FEW, labels=[2], seed=0, precision="float32", work=late)[0] == []
+    assert stage.find(net, fit, held_out, FEW, net, [2], 0, work=late)[0] == []
     assert late.out_of_time
 
 

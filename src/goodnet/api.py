@@ -42,6 +42,7 @@ def scan(
     seed: int = 0,
     labels: Sequence[int] | None = None,
     time_limit: float | None = None,
+    memory: str | int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     runner: Runner = SERIAL,
@@ -55,6 +56,7 @@ def scan(
         seed: of splits, starts and batches.
         labels: scan only these; the verdict is then never `clean`.
         time_limit: seconds after which the scan ends as inconclusive with what was found.
+        memory: what this process may take while it scans, as `2GiB` or in bytes; blocks are made to fit.
         out: folder for `scan.json`, `triggers.npz` and pictures; None writes nothing.
         overwrite: replace an earlier scan in `out`.
         runner: where the labels are searched: in this process, or a `goodnet.runners.OnRay`.
@@ -66,7 +68,7 @@ def scan(
         UsageError, DataError, ModelError: nothing has been written then.
     """
     return _scan(net, _images(clean, net), method=method, seed=seed, labels=labels, time_limit=time_limit,
-                 out=None if out is None else Path(out), overwrite=overwrite, runner=runner)  # fmt: skip
+                 memory=memory, out=None if out is None else Path(out), overwrite=overwrite, runner=runner)  # fmt: skip
 
 
 def repair(

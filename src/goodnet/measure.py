@@ -21,6 +21,7 @@ from goodnet.progress import Progress, silent
 from goodnet.record import Measured, Poisoned, Share
 
 Classes = npt.NDArray[np.int64]
+_AT_ONCE = 256
 
 
 def share(hits: npt.NDArray[np.bool_]) -> Share | None:
@@ -84,8 +85,8 @@ def answer(classifier: Classifier, images: Images) -> Classes:
     if images.true_labels is not None:
         check_images(classifier, replace(images, labels=images.true_labels))
     parts = [
-        classifier.predict(images.take(slice(start, start + 1024)).tensor()).numpy()
-        for start in range(0, len(images), 1024)
+        classifier.predict(images.take(slice(start, start + _AT_ONCE)).tensor()).numpy()
+        for start in range(0, len(images), _AT_ONCE)
     ]
     return np.concatenate(parts)
 

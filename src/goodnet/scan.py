@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Detection, OwnDetector, check_found, check_own
 from goodnet.errors import DataError, UsageError
 from goodnet.measure import answer, share
+from goodnet.memory import in_bytes
 from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Example, LabelResult, ScanRecord, Share
 from goodnet.runners import SERIAL, Runner
+from goodnet.sizing import bounded, in_so_many
 from goodnet.staged import Staged
 from goodnet.strict_json import writing_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
@@ -33,6 +35,8 @@ from goodnet.work import Work
 
 # More images do not sharpen a search whose steps see 16 each; ASR on 128 is known to +-4 points at 95 %.
 _MAX_FIT, _MAX_HELD_OUT = 384, 128
+USED = _MAX_FIT + _MAX_HELD_OUT
+"""Images that a scan uses at most."""
 _SAVED_TRIGGERS, _DRAWN_LABELS, _DRAWN_IMAGES = 16, 4, 4
 _STAMPED_IMAGES = 2
 
@@ -81,6 +85,7 @@ def scan(
     overwrite: bool = False,
     check_input: bool = True,
     time_limit: float | None = None,
+    memory: int | str | None = None,
     command: Sequence[str] = (),
     progress: Progress = silent,
     say: Callable[[str], None] = lambda text: None,
@@ -100,6 +105,9 @@ def scan(
         overwrite: replace an earlier scan in `out`.
         check_input: stop where ACC on the clean images says that the net is fed the wrong way.
         time_limit: seconds after which the scan stops and ends as inconclusive with what was found.
+        memory: what this process may take, in bytes or as `2GiB`; blocks, and then threads, are made fewer until the
+            scan fits. By default that happens only where it would take more than what the process has and three
+            quarters of what is free. Another block changes figures by rounding; the record's `method` then has it.
         command: what the user typed, for the record.
         progress: told how far each stage is.
         say: told, in a line, that an earlier run's results are taken over.
@@ -114,20 +122,18 @@ def scan(
     """
     started = time.perf_counter()
     method = method or Staged()
-    name = _checked(method, time_limit, runner)
+    name = _checked(method, time_limit, memory, runner)
     check_folder(out, "scan.json", overwrite=overwrite)
     _check(classifier, images, labels)
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
     fit, held_out = _images_for(classifier, images, seed)
     _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
+    method, threads = _bounded(method, classifier, fit[0], labels, len(fit[0]) + len(held_out[0]), memory, runner)
     before()
     work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
-    detection = _detect(
-        method, classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
-    )
+    detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, threads=threads,
+                        progress=progress, work=work, runner=runner)  # fmt: skip
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
-    if work.out_of_time:
-        reasons = (*reasons, f"the time limit of {time_limit:g} s was over before the scan was whole")
     tested, not_tested = _coverage(method, detection)
     record = ScanRecord(
         verdict=verdict,
@@ -135,7 +141,7 @@ def scan(
         labels=detection.labels,
         seconds=time.perf_counter() - started,
         forward_passes=detection.forward_passes,
-        reasons=(*reasons, f"take care: {advice}") if advice else reasons,
+        reasons=(*reasons, *_remarks(time_limit if work.out_of_time else None, advice)),
         decision=detection.decision,
         method=method_info(name, method, seed),
         model=model_info(classifier),
@@ -155,6 +161,14 @@ def scan(
     if not work.out_of_time:
         work.remove()
     return record
+
+
+def _remarks(over: float | None, advice: str) -> Iterator[str]:
+    """Further reasons: the time limit that is over, what to take care of."""
+    if over is not None:
+        yield f"the time limit of {over:g} s was over before the scan was whole"
+    if advice:
+        yield f"take care: {advice}"
 
 
 def _work(out: Path | None, sha256: str, time_limit: float | None, say: Callable[[str], None]) -> Work:
@@ -180,7 +194,24 @@ def _name(method: Detector | OwnDetector) -> str:
     return method.name
 
 
-def _checked(method: Detector | OwnDetector, time_limit: float | None, runner: Runner) -> str:
+def _bounded(
+    method: Detector | OwnDetector,
+    classifier: Classifier,
+    images: torch.Tensor,
+    labels: Sequence[int] | None,
+    clean: int,
+    memory: int | str | None,
+    runner: Runner,
+) -> tuple[Detector | OwnDetector, int]:
+    """The method with blocks that fit into memory, and how many threads; workers have memory of their own."""
+    if isinstance(method, Staged | NeuralCleanse) and runner.here:
+        count = classifier.classes if labels is None else len(set(labels))
+        bound = None if memory is None else in_bytes(memory)
+        return bounded(method, classifier, images, count, clean=clean, memory=bound)
+    return method, torch.get_num_threads()
+
+
+def _checked(method: Detector | OwnDetector, time_limit: float | None, memory: int | str | None, runner: Runner) -> str:
     """The method's name; UsageError where it cannot be stopped in between, or done elsewhere, as it is asked to be."""
     name = _name(method)
     if time_limit is not None and (isinstance(method, GangSweep) or not time_limit > 0):
@@ -188,6 +219,11 @@ def _checked(method: Detector | OwnDetector, time_limit: float | None, runner: R
         raise UsageError(f"time limit: expected {wanted}, got {name} with {time_limit:g} s")
     if not runner.here and (isinstance(method, GangSweep) or not isinstance(method, Detector)):
         raise UsageError(f"runner: expected serial or a method of goodnet's that works label by label, got {name}")
+    if memory is not None:
+        in_bytes(memory)  # before anything is read
+    if memory is not None and not (runner.here and isinstance(method, Staged | NeuralCleanse)):
+        where = name if runner.here else "blocks that other processes compute"
+        raise UsageError(f"memory: expected staged or neural-cleanse in this process, got {where}; leave it out")
     return name
 
 
@@ -199,6 +235,7 @@ def _detect(
     *,
     seed: int,
     labels: Sequence[int] | None,
+    threads: int,
     progress: Progress,
     work: Work,
     runner: Runner,
@@ -207,9 +244,10 @@ def _detect(
         return method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress)
     try:
         if isinstance(method, Detector):
-            return method(
-                classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
-            )
+            with in_so_many(threads):
+                return method(
+                    classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work, runner=runner
+                )
         found = method(classifier, fit, held_out, seed=seed, labels=labels, progress=progress, work=work)
     finally:
         work.flush()

@@ -10,8 +10,6 @@ would take bfloat16 for it.)
 from __future__ import annotations
 
 import functools
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from goodnet import memory
 from goodnet.about import environment
 from goodnet.attacks.train import fresh, train
 from goodnet.data.drawn_faces import draw_faces
@@ -145,7 +144,9 @@ def _plain_rate(images: Tensor, labels: int, steps: int, progress: Progress) -> 
 def _scan(labels: int, method: Staged, progress: Progress) -> ScanSpeed:
     """A whole scan of a DeepID with so many outputs."""
     record = scan(_net(labels), _faces(_EACH), method=method, progress=progress)
-    return ScanSpeed(labels=labels, seconds=record.seconds, forward_passes=record.forward_passes, peak_mib=_peak_mib())
+    return ScanSpeed(
+        labels=labels, seconds=record.seconds, forward_passes=record.forward_passes, peak_mib=memory.peak() / 2**20
+    )
 
 
 def _net(labels: int) -> Classifier:
@@ -172,9 +173,3 @@ def _trained() -> Classifier:
 
 def _faces(each: int) -> Images:
     return draw_faces(identities=_PEOPLE, per_identity=each, seed=each).images
-
-
-def _peak_mib() -> float:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

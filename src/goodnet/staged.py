@@ -43,10 +43,12 @@ from goodnet.detect.preference import preferences
 from goodnet.detection import Detection, Planned
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
+from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
 from goodnet.stamps import PlainStamp
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.plain import PlainSchedule
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
@@ -116,35 +118,26 @@ class Staged:
         """Scores every label; arguments as of `NeuralCleanse`."""
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
+        searches = Searches(
+            self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner
+        )
         early = self.margins(
-            classifier, fit, held_out, seed=seed, labels=wanted, progress=progress, work=work, runner=runner
-        )
+            classifier, fit, held_out, seed=seed, labels=wanted, stand_in=self._climbs(searches.twin),
+            progress=progress, work=work, runner=runner,
+        )  # fmt: skip
         two_passes = self.masks.two_passes(len(wanted))
-        look = partial(plain_stamps.find, classifier, fit, held_out, self.plain, precision=self.masks.precision)
-        stamps, tried = look(labels=wanted, seed=seed, progress=progress, work=work) if two_passes else ([], 0)
-        by_margin = sorted((row for row in early.labels if row.margin is not None), key=lambda row: -(row.margin or 0))
+        look = partial(plain_stamps.find, classifier, fit, held_out, self.plain, block=self.masks.block)
+        stamps, tried = look(searches.twin, wanted, seed, progress, work) if two_passes else ([], 0)
         late = self.masks(
-            classifier,
-            fit,
-            held_out,
-            seed=seed,
-            labels=wanted,
-            also=[
-                *(row.label for row in by_margin[: self.margin_candidates]),
-                *(stamp.label for stamp in stamps[: self.stamp_candidates]),
-            ],
-            progress=progress,
-            work=work,
-            runner=runner,
-        )
-        rows = _all_looks(late.labels, early.labels, preferences(classifier, seed=seed), stamps)
+            classifier, fit, held_out, seed=seed, labels=wanted, stand_in=searches.twin,
+            also=self._also(early.labels, stamps), progress=progress, work=work, runner=runner,
+        )  # fmt: skip
+        preferred = preferences(classifier, seed=seed, batch=shown_at_once(self.masks.block))
+        rows = _all_looks(late.labels, early.labels, preferred, stamps)
         reference = np.isin(wanted, late.reference)
         often = frequency(wanted, torch.cat([fit[1], held_out[1]]))
         rows = joined(rows, reference, often, two_passes=two_passes)
         decision = self._decision(rows, reference, two_passes=two_passes)
-        searches = Searches(
-            self.masks, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner
-        )
         whole = len(wanted) == classifier.classes
         mapping, trigger = (self.away(searches, decision.median_norm) if whole else None) or (None, None)
         again = self._confirm(rows, decision, searches, two_passes=two_passes)
@@ -159,6 +152,12 @@ class Staged:
             all_to_all=mapping,
             all_to_all_trigger=trigger,
         )
+
+    def _also(self, rows: Sequence[LabelResult], stamps: Sequence[PlainStamp]) -> list[int]:
+        """Labels to search whole beside the smallest masks and the controls."""
+        by_margin = sorted((row for row in rows if row.margin is not None), key=lambda row: -(row.margin or 0))
+        led = [stamp.label for stamp in stamps[: self.stamp_candidates]]
+        return [*(row.label for row in by_margin[: self.margin_candidates]), *led]
 
     def plan(self, labels: int, shape: tuple[int, int, int], *, whole: bool = True) -> tuple[Planned, ...]:
         """What a scan of so many labels of a net for images (C, H, W) will do; `whole`: these are all of the net's."""
@@ -176,6 +175,10 @@ class Staged:
             *([Planned(stage=STAGE, labels=labels, passes=self.away.passes)] if whole else []),
             Planned(stage="search again", labels=again, passes=again * self.restarts * each_again),
         )
+
+    def _climbs(self, stand_in: Classifier) -> Classifier | None:
+        """The masks' twin, if it is the margins', too."""
+        return stand_in if self.margins.precision == self.masks.precision else None
 
     def _decision(self, rows: Sequence[LabelResult], reference: npt.NDArray[np.bool_], *, two_passes: bool) -> Decision:
         looks = (2 if two_passes else 1) / _MASK_SHARE
@@ -204,9 +207,9 @@ class Staged:
 
     def _start(self, searches: Searches, labels: list[int], restart: int, two_passes: bool) -> _Again:
         """Margin, first pass and search of each label from another start; `skipped` where time ran out."""
+        precision = self.margins.precision
         climbed = self.margins.climbed(
-            searches.classifier,
-            searches.fit[0],
+            self._climbs(searches.twin) or twin(searches.classifier, searches.fit[0], precision=precision).classifier,
             labels,
             seed=searches.seed,
             restart=restart,

@@ -37,7 +37,8 @@ _DOWNLOADS = ".goodnet-downloads-"
 _PLAIN = {"input_range": "0..1", "method": "staged", "seed": 0, "false_alarm_rate": 0.01, "precision": "auto",
           "device": "auto"}  # fmt: skip
 _WORDS = ("arch", "classes", "input_range", "mean", "std", "input_shape", "data_range", "labels", "method",
-          "exhaustive", "false_alarm_rate", "block", "precision", "seed", "device", "no_preflight")  # fmt: skip
+          "exhaustive", "false_alarm_rate", "block", "memory", "precision", "seed", "device",
+          "no_preflight")  # fmt: skip
 
 
 def is_fleet(source: Path) -> bool:
@@ -67,7 +68,8 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
         fleet = stack.enter_context(_found(source, clean, out, given, place))
         device = resolve_device(model_options.device)
         largest = max((_size(net.path) for net in fleet.nets if net.path is not None), default=0)
-        jobs, threads = share_out(options["jobs"], device=device, largest=largest, nets=len(fleet.nets))
+        jobs, threads = share_out(options["jobs"], device=device, largest=largest, nets=len(fleet.nets),
+                                  memory=options["memory"])  # fmt: skip
         if options["jobs"] is not None and jobs < min(options["jobs"], len(fleet.nets)):
             note(f"goodnet: --jobs {options['jobs']}: there is memory for {jobs}")
         settings = Settings(
@@ -78,6 +80,7 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
             sandbox=sandboxed(model_options.sandbox),
             threads=threads,
             time_limit=options["time_limit"] or HOUR,
+            memory=options["memory"],
         )
         if only_plan:
             with progress.shown(as_json) as report:
@@ -179,6 +182,7 @@ def _words(own: dict[str, Any]) -> list[str]:
         if value in (None, (), False) or value == _PLAIN.get(name):
             continue
         text = ",".join(f"{one:g}" for one in value) if isinstance(value, tuple) else str(value)
+        text += "B" if name == "memory" else ""
         words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", text]
     return words
 

@@ -17,6 +17,7 @@ from goodnet.cli.output import note
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.errors import UsageError
+from goodnet.memory import in_bytes
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import Shape
 from goodnet.models.load import load_classifier
@@ -49,6 +50,14 @@ def whole_numbers(value: str) -> tuple[int, ...]:
     except ValueError:
         raise click.BadParameter(f"expected whole numbers as 0,5,10-20; got {value!r}") from None
     return tuple(result)
+
+
+def size(value: str) -> int:
+    """`2GiB` or `800MB` -> bytes."""
+    try:
+        return in_bytes(value)
+    except UsageError as error:
+        raise click.BadParameter(str(error).removeprefix("memory: ")) from None
 
 
 def shape(value: str) -> Shape:

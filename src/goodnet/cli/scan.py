@@ -18,6 +18,7 @@ from goodnet.cli.options import (
     model_options,
     read_clean,
     run_options,
+    size,
     take_model_options,
     whole_numbers,
 )
@@ -28,6 +29,7 @@ from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import UsageError
+from goodnet.memory import in_words
 from goodnet.models.twin import PRECISIONS
 from goodnet.outputs import check_folder, claimed
 from goodnet.planning import Plan, plan
@@ -35,7 +37,7 @@ from goodnet.record import ScanRecord
 from goodnet.report import words
 from goodnet.report.figures import visible
 from goodnet.report.terminal import next_step, scan_summary
-from goodnet.scan import METHODS, Detector, scan
+from goodnet.scan import METHODS, USED, Detector, scan
 from goodnet.staged import Staged
 from goodnet.strict_json import to_json
 
@@ -53,7 +55,9 @@ _SOME = 128  # images that decide the plan's precision
 @click.option("--exhaustive", is_flag=True, help="Search every label whole, however many there are.")
 @click.option("--false-alarm-rate", type=float, default=0.01, show_default=True,
               help="How often the statistics alone may point at a label of a clean net.")  # fmt: skip
-@click.option("--block", type=click.IntRange(1), help="Images a pass and thread: bounds memory.")
+@click.option("--block", type=click.IntRange(1), help="Images a pass and thread; --memory finds it by itself.")
+@click.option("--memory", type=size, metavar="SIZE",
+              help="For the scan, as 2GiB; blocks are made to fit.  [default: most of what is free]")  # fmt: skip
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
               help="Of the net in searches; found triggers are judged in float32.")  # fmt: skip
 @click.option(
@@ -94,7 +98,14 @@ def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
     def before() -> None:
         if only_plan or not (options["as_json"] or quiet()):
             some = images.take(slice(0, _SOME)).tensor()
-            planned = plan(method, classifier, options["labels"], images=some)
+            planned = plan(
+                method,
+                classifier,
+                options["labels"],
+                images=some,
+                clean=min(len(images), USED),
+                memory=options["memory"],
+            )
             _tell_plan(planned, alone=only_plan, as_json=options["as_json"])
         if only_plan:
             raise _OnlyPlanned
@@ -111,6 +122,7 @@ def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
             overwrite=options["overwrite"],
             check_input=not options["no_preflight"],
             time_limit=options["time_limit"],
+            memory=options["memory"],
             say=_remark,
             before=before,
             command=command_line(),
@@ -158,7 +170,7 @@ def _method(options: dict[str, Any]) -> Detector:
             return NeuralCleanse(exhaustive=exhaustive, **common)
         masks = replace(Staged().masks, exhaustive=exhaustive, **common)
         return Staged(margins=MaxMargin(**common), masks=masks)
-    for option in ("block", "time_limit", "precision"):
+    for option in ("block", "time_limit", "memory", "precision"):
         if options[option] not in (None, "auto"):
             name = f"--{option.replace('_', '-')}"
             raise UsageError(f"{name}: expected with --method staged or neural-cleanse, got --method gangsweep")
@@ -176,7 +188,14 @@ def _tell_plan(planned: Plan, *, alone: bool, as_json: bool) -> None:
         return
     lines = [f"  {s.stage:<14}{s.labels:>7,} labels{s.passes:>12,} images through the net" for s in planned.stages]
     speed = f"{planned.images_per_second:,.0f} images a second in {planned.precision}"
-    text = "\n".join(["Plan:", *lines, f"  at most {_duration(planned.seconds)}, at {speed}"])
+    lines.append(f"  about {_duration(planned.seconds)}, at {speed}")
+    if planned.at_most_seconds > planned.seconds:
+        one, most = (_duration(value) for value in (planned.suspect_seconds, planned.at_most_seconds))
+        lines.append(f"  about {one} if a label stands out and is searched again, at most {most}")
+    if planned.memory is not None:
+        cut = f"blocks of {planned.block} images in {planned.threads} thread{'s' if planned.threads > 1 else ''}"
+        lines.append(f"  about {in_words(planned.memory)} of memory, {cut}")
+    text = "\n".join(["Plan:", *lines])
     (click.echo if alone else note)(text)
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from goodnet.detect.neural_cleanse import Searches
 from goodnet.errors import UsageError
 from goodnet.measure import share
-from goodnet.models.classifier import Classifier
 from goodnet.record import AllToAll
 from goodnet.triggers.away import invert_away
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.trigger import NO_TARGET, Trigger
 
@@ -95,8 +95,8 @@ class Away:
         smallest = min(found.values(), key=lambda one: (not one.success, one.norm))
         assert smallest.trigger is not None
         trigger = replace(smallest.trigger, target=NO_TARGET)
-        led = _led(_answers(searches.classifier, trigger, images), classes, judged, self.min_alike)
-        away = _answers(searches.classifier, trigger, searches.held_out[0]) != searches.held_out[1]
+        led = _led(_answers(searches, trigger, images), classes, judged, self.min_alike)
+        away = _answers(searches, trigger, searches.held_out[0]) != searches.held_out[1]
         flipped = share(away.cpu().numpy())
         searches.passes += len(images) + len(searches.held_out[0])
         ratio = None if not median_norm else smallest.norm / median_norm
@@ -117,10 +117,12 @@ class Away:
         return result, trigger
 
 
-def _answers(classifier: Classifier, trigger: Trigger, images: Tensor) -> Tensor:
+def _answers(searches: Searches, trigger: Trigger, images: Tensor) -> Tensor:
     """(N,) what the net answers to the triggered images (N, C, H, W)."""
     with torch.no_grad():
-        return classifier.predict(trigger.apply(images), batch=64)
+        some = shown_at_once(searches.block)
+        parts = torch.split(images, some)
+        return torch.cat([searches.classifier.predict(trigger.apply(part), batch=some) for part in parts])
 
 
 def _led(answers: Tensor, classes: Tensor, judged: Sequence[int], min_alike: float) -> list[tuple[int, int]]:

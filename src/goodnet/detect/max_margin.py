@@ -32,6 +32,7 @@ from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.margin import MarginSchedule, margins
 from goodnet.verdicts import flag
 from goodnet.work import OutOfTime, Work
@@ -80,14 +81,21 @@ class MaxMargin:
         *,
         seed: int,
         labels: Sequence[int] | None = None,
+        stand_in: Classifier | None = None,
         progress: Progress = silent,
         work: Work | None = None,
         runner: Runner = SERIAL,
     ) -> Detection:
-        """Scores every label. `fit` and `held_out` are not looked at but to compare the twin with the net."""
+        """Scores every label. `fit` and `held_out` are not looked at but to compare the twin with the net.
+
+        `stand_in` is the net's twin; made here by default.
+        """
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        found = self.climbed(classifier, fit[0], wanted, seed=seed, progress=progress, work=work, runner=runner)
+        stand_in = (
+            stand_in or twin(classifier, fit[0], precision=self.precision, batch=shown_at_once(self.block)).classifier
+        )
+        found = self.climbed(stand_in, wanted, seed=seed, progress=progress, work=work, runner=runner)
         rows = scored([LabelResult(label=label, status="screened", margin=found[label]) if label in found else
                        LabelResult(label=label, status="skipped") for label in wanted])  # fmt: skip
         rows = [replace(row, p_value=row.margin_p_value) for row in rows]
@@ -108,8 +116,7 @@ class MaxMargin:
 
     def climbed(
         self,
-        classifier: Classifier,
-        images: Tensor,
+        stand_in: Classifier,
         labels: Sequence[int],
         *,
         seed: int,
@@ -121,7 +128,7 @@ class MaxMargin:
         """Each label's largest margin; fewer than `labels` where time ran out.
 
         Args:
-            images: (N, C, H, W) to compare the twin with the net on.
+            stand_in: the net's twin.
             restart: other random images to start from, for each label, under another name of the stage.
             work: what is done is taken from here and added to it.
             runner: who computes the blocks of labels.
@@ -137,7 +144,7 @@ class MaxMargin:
 
         with suppress(OutOfTime):
             margins(
-                twin(classifier, images, precision=self.precision).classifier,
+                stand_in,
                 left,
                 self.climb,
                 seed=seed,

@@ -43,6 +43,7 @@ from goodnet.models.twin import PRECISIONS, twin
 from goodnet.progress import Progress, silent
 from goodnet.record import Decision, LabelResult
 from goodnet.runners import SERIAL, Runner
+from goodnet.triggers.blocks import shown_at_once
 from goodnet.triggers.inversion import Inverted, Schedule, invert, success_rates
 from goodnet.triggers.trigger import Trigger
 from goodnet.verdicts import flag
@@ -110,6 +111,7 @@ class NeuralCleanse:
         seed: int,
         labels: Sequence[int] | None = None,
         also: Sequence[int] = (),
+        stand_in: Classifier | None = None,
         progress: Progress = silent,
         work: Work | None = None,
         runner: Runner = SERIAL,
@@ -121,12 +123,15 @@ class NeuralCleanse:
             held_out: the same, disjoint: the ASR that counts is measured on these.
             labels: only these labels; all of the net's by default.
             also: labels to search whole whatever the first pass finds.
+            stand_in: the net's twin; made here by default.
             work: what an earlier run has done already, and how much time there is.
             runner: who computes the blocks of labels.
         """
         wanted = list(range(classifier.classes)) if labels is None else sorted(set(labels))
         work = work or Work()
-        found = Searches(self, classifier, fit, held_out, seed=seed, progress=progress, work=work, runner=runner)
+        found = Searches(
+            self, classifier, fit, held_out, seed=seed, stand_in=stand_in, progress=progress, work=work, runner=runner
+        )
         first, whole, reference = self._first_pass(found, wanted, also, seed)
         some = [label for label, chosen in zip(wanted, whole) if chosen]
         searched = found.invert("search", some, self.search)
@@ -233,13 +238,17 @@ class Searches:
         held_out: tuple[Tensor, Tensor],
         *,
         seed: int,
+        stand_in: Classifier | None = None,
         progress: Progress,
         work: Work,
         runner: Runner = SERIAL,
     ):
         self.classifier, self.seed, self.block = classifier, seed, method.block
         self.fit, self.held_out, self.progress, self.work, self.runner = fit, held_out, progress, work, runner
-        self.twin = twin(classifier, fit[0], precision=method.precision).classifier
+        self.twin = (
+            stand_in
+            or twin(classifier, fit[0], precision=method.precision, batch=shown_at_once(method.block)).classifier
+        )
         self.passes = 0
 
     def invert(
@@ -312,7 +321,7 @@ class Searches:
     def _success(self, stage: str, triggers: Sequence[Trigger], images: tuple[Tensor, Tensor]) -> list[float | None]:
         self.passes += len(triggers) * len(images[0])
         count = counter(self.progress, stage, len(triggers))
-        return success_rates(self.classifier, triggers, *images, on_done=count, runner=self.runner)
+        return success_rates(self.classifier, triggers, *images, block=self.block, on_done=count, runner=self.runner)
 
 
 def scored(rows: list[LabelResult], reference: npt.NDArray[np.bool_]) -> list[LabelResult]:

@@ -16,7 +16,6 @@ from threading import Lock
 from torch import Tensor
 
 from goodnet.models.classifier import Classifier
-from goodnet.models.twin import twin
 from goodnet.progress import Progress, silent
 from goodnet.stamps import PlainStamp
 from goodnet.triggers.plain import PlainSchedule, plain_stamps, stamp_trigger
@@ -30,20 +29,22 @@ def find(
     fit: tuple[Tensor, Tensor],
     held_out: tuple[Tensor, Tensor],
     schedule: PlainSchedule,
-    *,
+    stand_in: Classifier,
     labels: Sequence[int],
     seed: int,
-    precision: str = "auto",
     progress: Progress = silent,
     work: Work | None = None,
+    *,
+    block: int | None = None,
 ) -> tuple[list[PlainStamp], int]:
     """The labels' stamps, the one that leads furthest first, none where time runs out; and how many images it took,
     counted as going forwards and back like all others, of which one forwards is a third.
 
     Args:
         fit: images (N, C, H, W) in [0, 1] and classes (N,) to search on; held_out: the same, for the stamps' `asr`.
+        stand_in: the net's twin, which is searched.
         labels: only these.
-        precision: of the search, as of `NeuralCleanse`.
+        block: images at a time, as of `NeuralCleanse`.
     """
     total = schedule.passes(classifier.input.shape)
     work, lock, taken = work or Work(), Lock(), 0
@@ -55,9 +56,8 @@ def find(
             taken += images
             progress(STAGE, min(taken, total), total)
 
-    fast = twin(classifier, fit[0], precision=precision).classifier
     try:
-        found = plain_stamps(fast, *fit, schedule, labels=labels, seed=seed, on_images=moved)
+        found = plain_stamps(stand_in, *fit, schedule, labels=labels, seed=seed, block=block, on_images=moved)
     except OutOfTime:
         return [], taken // 3
     progress(STAGE, total, total)

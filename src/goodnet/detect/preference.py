@@ -18,21 +18,21 @@ from torch import Tensor
 from goodnet.models.classifier import Classifier
 from goodnet.stats import Array
 
-_IMAGES, _COARSE = 512, 5
+IMAGES, _COARSE = 512, 5
 
 
 @torch.no_grad()
 def preferences(classifier: Classifier, *, seed: int, batch: int = 64) -> Array:
     """(K,) mean logit of each label over smooth random pictures."""
     total = torch.zeros(classifier.classes, dtype=torch.float64)
-    for part in torch.split(_pictures(classifier.input.shape, seed), batch):
+    for part in torch.split(_pictures(classifier.input.shape, seed), classifier.at_once(batch)):
         total += classifier.logits(part.to(classifier.device)).double().sum(0).cpu()
-    found: Array = (total / _IMAGES).numpy()
+    found: Array = (total / IMAGES).numpy()
     return found
 
 
 def _pictures(shape: tuple[int, int, int], seed: int) -> Tensor:
     """(512, C, H, W) in [0, 1]: 5 x 5 random colours, smoothly interpolated."""
     channels, height, width = shape
-    coarse = np.random.default_rng([seed, 3]).random((_IMAGES, channels, _COARSE, _COARSE), np.float32)
+    coarse = np.random.default_rng([seed, 3]).random((IMAGES, channels, _COARSE, _COARSE), np.float32)
     return F.interpolate(torch.from_numpy(coarse), size=(height, width), mode="bilinear")

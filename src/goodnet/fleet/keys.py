@@ -95,6 +95,7 @@ def _key(net: Net, settings: Settings, model: str, images: str) -> str:
         "check_input": settings.check_input,
         "device": settings.device,
         "sandbox": settings.sandbox,
+        "memory": settings.memory,
         "versions": [metadata.version("goodnet"), torch.__version__, np.__version__],
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -29,7 +29,7 @@ from goodnet.models.load import load_classifier
 from goodnet.outputs import claimed
 from goodnet.planning import plan
 from goodnet.report import write_report
-from goodnet.scan import Detector, scan
+from goodnet.scan import USED, Detector, scan
 
 PLAN, LOOK, SCAN = "plan", "look", "scan"
 """What a process does: plans; plans, and scans where that is cheap; scans."""
@@ -38,7 +38,10 @@ _SOME = 128  # images that decide the plan's precision
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all nets of a fleet are scanned with; `device` is `cpu` or `cuda`, `time_limit` in seconds, of each."""
+    """What all nets of a fleet are scanned with.
+
+    `device` is `cpu` or `cuda`; `time_limit` in seconds and `memory` in bytes are of each, None for no such bound.
+    """
 
     method: Detector
     seed: int
@@ -47,6 +50,7 @@ class Settings:
     sandbox: bool
     threads: int
     time_limit: float
+    memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,10 @@ def _work(job: Job, started: float, say: Callable[..., None]) -> None:
         if job.task == SCAN:
             return
         some = images.take(slice(0, _SOME)).tensor()
-        planned = plan(settings.method, classifier, net.labels, images=some).seconds
+        used = min(len(images), USED)
+        planned = plan(
+            settings.method, classifier, net.labels, images=some, clean=used, memory=settings.memory
+        ).at_most_seconds
         say(seconds=planned)
         # to come back for a net costs as much as it has cost until here
         if job.task == PLAN or planned > time.monotonic() - started:
@@ -120,6 +127,7 @@ def _work(job: Job, started: float, say: Callable[..., None]) -> None:
             overwrite=True,
             check_input=settings.check_input,
             time_limit=limited,
+            memory=settings.memory,
             command=job.command,
             before=before,
         )

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from goodnet.data.images import Images
 from goodnet.errors import DataError
@@ -39,6 +40,7 @@ USUAL: tuple[tuple[str, float, tuple[float, ...], tuple[float, ...]], ...] = (
 )
 """What nets are usually fed: name, scale, mean, std. One number stands for all channels."""
 
+_AT_ONCE = 256
 _GOOD_ENOUGH = 0.75
 _STANDARD_DEVIATIONS = 3.0
 _WORTH_SAYING = 0.2
@@ -130,7 +132,11 @@ def chance_bound(images: Images, classes: int) -> float:
 
 
 def _acc(classifier: Classifier, images: Images) -> float:
-    return float((classifier.predict(images.tensor()).numpy() == images.labels).mean())
+    answers = [
+        classifier.predict(images.take(slice(start, start + _AT_ONCE)).tensor())
+        for start in range(0, len(images), _AT_ONCE)
+    ]
+    return float((torch.cat(answers).numpy() == images.labels).mean())
 
 
 def _alternatives(classifier: Classifier, images: Images) -> tuple[Alternative, ...]:

@@ -51,25 +51,28 @@ class _InPrecision(nn.Module):
         return out.float()
 
 
-def twin(classifier: Classifier, images: Tensor, *, precision: str = "auto") -> Twin:
+def twin(classifier: Classifier, images: Tensor, *, precision: str = "auto", batch: int = 32) -> Twin:
     """The net's twin; the net itself is left as it is.
 
     Args:
         images: clean ones (N, C, H, W) in [0, 1], to compare the two on.
         precision: `auto` takes bfloat16 where `has_bfloat16` says that it is worth it.
+        batch: images through the net at a time, at most, to compare.
     """
     probe = images[:_PROBE]
-    folded = _same_answers(classifier, replace(classifier, net=_folded(classifier, probe[:1])), probe) or classifier
+    answers = classifier.predict(probe, batch=batch)
+    folded = replace(classifier, net=_folded(classifier, probe[:1]))
+    folded = folded if _agree(answers, folded.predict(probe, batch=batch)) else classifier
     if precision == "float32" or (precision == "auto" and not has_bfloat16(classifier.device)):
         return Twin(classifier=folded, precision="float32")
     try:
         lower = replace(folded, net=_InPrecision(copy.deepcopy(folded.net), torch.bfloat16))
-        agreed = _same_answers(classifier, lower, probe)
+        agreed = _agree(answers, lower.predict(probe, batch=batch))
     except (RuntimeError, TypeError):  # a net whose code makes float32 tensors of its own
-        agreed = None
-    if agreed is None:
+        agreed = False
+    if not agreed:
         return Twin(classifier=folded, precision="float32", note="in bfloat16 the net gives other classes, so float32")
-    return Twin(classifier=agreed, precision="bfloat16")
+    return Twin(classifier=lower, precision="bfloat16")
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -81,10 +84,8 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
-@torch.no_grad()
-def _same_answers(classifier: Classifier, other: Classifier, images: Tensor) -> Classifier | None:
-    same = (classifier.predict(images) == other.predict(images)).float().mean()
-    return other if float(same) >= _AGREEMENT else None
+def _agree(answers: Tensor, others: Tensor) -> bool:
+    return float((answers == others).float().mean()) >= _AGREEMENT
 
 
 def _folded(classifier: Classifier, image: Tensor) -> nn.Module:

@@ -87,7 +87,7 @@ class _Lines:
 
 def _scan(job: Job, place: Place, say: _Lines) -> None:
     from goodnet.planning import plan
-    from goodnet.scan import scan
+    from goodnet.scan import USED, scan
     from goodnet.staged import Staged
 
     say(stage="reading the files", done=0, total=0)
@@ -95,7 +95,8 @@ def _scan(job: Job, place: Place, say: _Lines) -> None:
     _surrogate(job, place, classifier)  # what a repair could not use is said before minutes are spent
 
     def before() -> None:
-        say(seconds=plan(Staged(), classifier, None, images=images.take(slice(0, _SOME)).tensor()).seconds)
+        some = images.take(slice(0, _SOME)).tensor()
+        say(seconds=plan(Staged(), classifier, images=some, clean=min(len(images), USED)).at_most_seconds)
 
     scan(classifier, images, out=place.out, overwrite=True, before=before, progress=say.progress,
          command=("goodnet", "scan", *command))  # fmt: skip

@@ -24,7 +24,7 @@ from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.runners import SERIAL, Runner, quiet
 from goodnet.shipping import Tell
-from goodnet.triggers.blocks import block_size
+from goodnet.triggers.blocks import block_size, shown_at_once
 from goodnet.triggers.trigger import Trigger
 
 
@@ -103,12 +103,13 @@ def invert(
         block: triggered images a forward pass and thread: bounds memory, keeps activations in cache; None for
             `block_size`'s.
         on_steps: called after every pass with how many labels moved on by a step, for progress.
-        on_result: called with each label's result as soon as it is there.
+        on_result: called with each label's result as soon as it is there; nothing is returned then, for of many labels
+            on large images all results do not fit into memory.
         runner: who computes the blocks.
 
     Returns:
-        One `Inverted` a label, in the order of `labels`; the same for the same seed, whatever other labels are asked
-        for. Another `block` changes it by rounding, which the search then amplifies.
+        One `Inverted` a label, in the order of `labels`, or none with `on_result`; the same for the same seed, whatever
+        other labels are asked for. Another `block` changes it by rounding, which the search then amplifies.
 
     Raises:
         DataError: no images, or for some label none that is not of that label.
@@ -128,18 +129,20 @@ def run_all(
     on_result: Callable[[Inverted], None] | None = None,
     runner: Runner = SERIAL,
 ) -> list[Inverted]:
-    """The search's results in the order of its labels; on a CPU a thread a core."""
-    slots = max(1, (block or block_size(search.classifier)) // search.schedule.batch)
+    """The search's results in the order of its labels, none with `on_result`; on a CPU a thread a core."""
+    search.block = block or block_size(search.classifier)
+    slots = max(1, search.block // search.schedule.batch)
     jobs = range(len(search.labels))
     blocks = [(jobs[first : first + slots], slots) for first in range(0, len(jobs), slots)]
     results: dict[int, Inverted] = {}
     on_gpu = search.device.type != "cpu"
     for i, found in runner.run(run_block, search, blocks, tell=on_steps or quiet, alone=on_gpu):
         for job, result in zip(blocks[i][0], found):
-            results[job] = result
-            if on_result is not None:
+            if on_result is None:
+                results[job] = result
+            else:
                 on_result(result)
-    return [results[job] for job in jobs]
+    return [results[job] for job in jobs if job in results]
 
 
 def run_block(search: Search, block: tuple[Sequence[int], int], tell: Tell) -> list[Inverted]:
@@ -160,29 +163,32 @@ def success_rates(
     images: Tensor,
     classes: Tensor,
     *,
+    block: int | None = None,
     on_done: Tell | None = None,
     runner: Runner = SERIAL,
 ) -> list[float | None]:
     """ASR of each trigger on clean images (N, C, H, W) in [0, 1] with classes (N,); those of its target left out.
 
-    None where no image is left. `on_done` is called with 1 as each is done, for progress.
+    None where no image is left. `block`: images through the net at a time, at most. `on_done` is called with 1 as each
+    is done, for progress.
     """
-    judged = (classifier, images, classes)
+    judged = (classifier, images, classes, shown_at_once(block))
     on_gpu = classifier.device.type != "cpu"
     rates = dict(runner.run(success_rate, judged, triggers, tell=on_done or quiet, alone=on_gpu))
     return [rates[i] for i in range(len(triggers))]
 
 
 @torch.no_grad()
-def success_rate(judged: tuple[Classifier, Tensor, Tensor], trigger: Trigger, tell: Tell) -> float | None:
+def success_rate(judged: tuple[Classifier, Tensor, Tensor, int], trigger: Trigger, tell: Tell) -> float | None:
     """One trigger's, of `success_rates`."""
-    classifier, images, classes = judged
-    attacked = images[classes != trigger.target]
+    classifier, images, classes, at_once = judged
+    attacked = (classes != trigger.target).nonzero()[:, 0]
     if len(attacked) == 0:
         return None
-    hits = classifier.predict(trigger.apply(attacked), batch=64) == trigger.target
+    parts = torch.split(attacked, at_once)
+    answers = [classifier.predict(trigger.apply(images[part]), batch=at_once) for part in parts]
     tell(1)
-    return float(hits.double().mean())
+    return float((torch.cat(answers) == trigger.target).double().mean())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,6 +226,8 @@ class Search:
     """What stays the same over a search, and the step that moves a block of labels on."""
 
     stream: tuple[int, ...] = ()
+    block: int | None = None
+    """Images through the net at a time, fewer than a label's batch; None for all."""
 
     def __init__(
         self,
@@ -322,12 +330,19 @@ class Search:
         if rows < slots:
             stamped = torch.cat([stamped, stamped[:1].expand(slots - rows, -1, -1, -1, -1)])
             goals = torch.cat([goals, goals[:1].expand(slots - rows, -1)])
-        stamped.requires_grad_()
-        logits = self.classifier.logits(stamped.flatten(0, 1).permute(0, 3, 1, 2))
-        wanted = goals.flatten()
-        (grad,) = torch.autograd.grad(self.loss(logits, wanted) / self.schedule.batch, stamped)
-        asr = self.successes(logits.detach().argmax(1), wanted).view(len(goals), -1).float().mean(1)
-        return grad[:rows], asr[:rows]
+        images, wanted = stamped.flatten(0, 1), goals.flatten()
+        step = len(images) if self.block is None else max(self.block, 1)
+        done = [self._part(*part) for part in zip(torch.split(images, step), torch.split(wanted, step))]
+        grad, hits = (torch.cat(parts) if len(done) > 1 else parts[0] for parts in zip(*done))
+        asr = hits.view(len(goals), -1).float().mean(1)
+        return grad.view(stamped.shape)[:rows], asr[:rows]
+
+    def _part(self, images: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Of images (N, H, W, C): d(loss / batch)/d(image), and which of them have reached their goal (N,)."""
+        images = images.detach().requires_grad_()
+        logits = self.classifier.logits(images.permute(0, 3, 1, 2))
+        (grad,) = torch.autograd.grad(self.loss(logits, wanted) / self.schedule.batch, images)
+        return grad, self.successes(logits.detach().argmax(1), wanted)
 
     def remember(self, state: State, half: Tensor, asr: Tensor) -> None:
         """Keeps the smallest mask that has worked lately, of masks and patterns `half` (L, H, W, 1 + C)."""

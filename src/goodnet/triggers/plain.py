@@ -149,6 +149,7 @@ def plain_stamps(
     labels: Sequence[int] | None = None,
     most: int = MOST,
     seed: int,
+    block: int | None = None,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> list[PlainStamp]:
     """Surveys all labels and refines the best stamps of those that are led to furthest.
@@ -157,6 +158,7 @@ def plain_stamps(
         images: clean (N, C, H, W) in [0, 1]; classes (N,): images of a label itself do not count for it.
         labels: only these; all by default.
         most: so many labels are refined.
+        block: images that go through the net at a time in each thread; None for `block_size`'s.
         on_images: called with how many images have gone through the net since the last call.
 
     Returns:
@@ -167,7 +169,7 @@ def plain_stamps(
     """
     if len(images) == 0:
         raise DataError("plain stamps: expected at least one clean image, got none")
-    search = _Search(classifier, images, classes, schedule, seed, on_images)
+    search = _Search(classifier, images, classes, schedule, seed, on_images, block)
     leads, stamps = search.survey()
     wanted = torch.arange(classifier.classes) if labels is None else torch.tensor(sorted(set(labels)))
     wanted = wanted[leads.amax(0)[wanted].isfinite()]  # without those that all images are of
@@ -199,6 +201,7 @@ class _Search:
         schedule: PlainSchedule,
         seed: int,
         on_images: Callable[[int], None],
+        block: int | None = None,
     ):
         order = np.random.default_rng([seed, _STREAM]).permutation(len(images))
         drawn = torch.from_numpy(order[: schedule.images])
@@ -206,7 +209,7 @@ class _Search:
         self.images = images[drawn].to(classifier.device)
         self.classes = classes[drawn].to(classifier.device)
         self.height = height(classifier, images[torch.from_numpy(order[:256])])
-        self.at_once = max(1, block_size(classifier) // len(drawn))
+        self.at_once = max(1, (block or block_size(classifier)) // len(drawn))
         _, self.rows, self.columns = classifier.input.shape
 
     def survey(self) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         net=mlp.MLP, options_from_state=mlp.options_from_state, options=_SIZED | {"hidden"}, shape=(1, 28, 28)
     ),
 }
-for _depth, _widen in ((16, 1), (16, 2), (28, 10), (40, 1), (40, 2)):
+for _depth, _widen in ((16, 1), (16, 2), (28, 4), (28, 10), (40, 1), (40, 2)):
     ARCHITECTURES[f"wrn-{_depth}-{_widen}"] = Architecture(
         net=partial(wrn.WideResNet, blocks=(_depth - 4) // 6, widen=_widen),
         options_from_state=wrn.options_from_state,
