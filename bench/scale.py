@@ -27,6 +27,7 @@ from goodnet.planning import Plan, plan
 from goodnet.scan import USED, scan
 from goodnet.staged import Staged
 from goodnet.triggers.inversion import Schedule
+from goodnet.triggers.plain import PlainSchedule
 
 FULL = Staged()
 SHORT = replace(
@@ -43,7 +44,9 @@ COST = replace(
     masks=replace(FULL.masks, screen=Schedule(steps=2, batch=4), search=Schedule(steps=8, batch=16),
                   candidates=2, controls=8),
     away=replace(FULL.away, starts=1, search=Schedule(steps=8, batch=16)),
+    plain=PlainSchedule(images=1, shapes=((0.2, 0.6),), levels=2, starts=1, rounds=4),
     margin_candidates=2,
+    stamp_candidates=2,
     restarts=0,
 )  # fmt: skip
 METHODS = {"default": FULL, "short": SHORT, "cost": COST}
