@@ -8,7 +8,9 @@ from torch import nn
 
 from goodnet.errors import DataError, UsageError
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
+from goodnet.triggers.plain import PlainSchedule, refined
 from goodnet.triggers.strong import SquareSchedule, StrongSchedule, height, square_triggers, strong_triggers
+from goodnet.triggers.trigger import Trigger
 from nets import small_cnn
 
 SHORT = StrongSchedule(starts=6, steps=60, batch=8)
@@ -134,6 +136,17 @@ def test_of_squares_at_every_place_the_one_is_kept_that_the_label_looks_at() -> 
     assert sum(told) * schedule.batch == schedule.passes((3, 8, 8))
     again = square_triggers(net, x, torch.zeros(24, dtype=torch.int64), [2], schedule, seed=0)
     assert all(torch.equal(a.pattern, b.pattern) for a, b in zip(found, again))
+
+
+def test_a_square_is_refined_to_what_the_label_looks_at() -> None:
+    net, x = planted((1.0, 0.0, 0.0)), torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    classes = torch.zeros(24, dtype=torch.int64)
+    mask, pattern = torch.zeros(1, 8, 8), torch.full((3, 8, 8), 0.2)
+    mask[:, :5, :5], pattern[0] = 1, 0.8
+    (stamp,) = refined(net, x, classes, [Trigger(mask=mask, pattern=pattern, target=2)], PlainSchedule(), seed=0)
+    assert (stamp.label, stamp.top, stamp.left, stamp.bottom, stamp.right) == (2, 0, 0, 3, 3)
+    assert stamp.colour == pytest.approx((1.0, 0.0, 0.0), abs=0.15)
+    assert refined(net, x, classes, [], PlainSchedule(), seed=0) == []
 
 
 def test_settings_of_squares_are_checked() -> None:

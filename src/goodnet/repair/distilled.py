@@ -44,7 +44,7 @@ from goodnet.progress import Progress, silent
 from goodnet.sparing import Kept, give_back
 from goodnet.stamps import PlainStamp
 from goodnet.triggers.inversion import Schedule, invert
-from goodnet.triggers.plain import stamps_like
+from goodnet.triggers.plain import PlainSchedule, refined, stamps_like
 from goodnet.triggers.strong import (
     FURTHER_SEARCH,
     SquareSchedule,
@@ -243,7 +243,7 @@ class _Training:
 
         self.plain = stamps_like(fast, self.images, self.answers, stamps, seed=self.seed)
         if unstamped:
-            self.plain += square_triggers(
+            squares = square_triggers(
                 fast,
                 self.images,
                 self.answers,
@@ -252,6 +252,9 @@ class _Training:
                 seed=self.seed,
                 on_steps=partial(moved, batch=method.squares.batch),
             )
+            seen = (fast, self.images, self.answers)
+            found = refined(*seen, squares, PlainSchedule(), seed=self.seed)
+            self.plain += [*squares, *stamps_like(*seen, found, seed=self.seed)]
         strong: list[Trigger] = []
         for labels, schedule in ((self.labels, method.search), (self.further, method.further_search)):
             if labels:

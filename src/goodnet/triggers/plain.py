@@ -84,6 +84,32 @@ class PlainSchedule:
         return self.images * (places * int(levels**channels) + self.starts * most + near)
 
 
+def refined(
+    classifier: Classifier,
+    images: Tensor,
+    classes: Tensor,
+    squares: Sequence[Trigger],
+    schedule: PlainSchedule,
+    *,
+    seed: int,
+) -> list[PlainStamp]:
+    """The stamps that refining opaque rectangles of one colour ends at, each for its target.
+
+    Args:
+        images: clean (N, C, H, W) in [0, 1]; classes (N,): images of a label itself do not count for it.
+        squares: such as `goodnet.triggers.strong.square_triggers` finds.
+    """
+    rows = []
+    for square in squares:
+        inside = torch.nonzero(square.mask[0] > 0.5)
+        first, last = inside.amin(0), inside.amax(0)
+        rows.append(torch.cat([first, last + 1, square.pattern[:, first[0], first[1]]]))
+    if not rows:
+        return []
+    search = _Search(classifier, images, classes, schedule, seed, lambda count: None)
+    return search.refined(torch.stack(rows), torch.tensor([square.target for square in squares]))
+
+
 def stamp_trigger(stamp: PlainStamp, shape: tuple[int, int, int]) -> Trigger:
     """A stamp as a trigger for images (C, H, W).
 
