@@ -526,7 +526,6 @@ def test_no_more_processes_than_memory_cores_and_nets(monkeypatch: pytest.Monkey
     assert shared() == (2, 4)
     monkeypatch.setattr(machine, "free_memory", lambda: None)
     assert shared(jobs=50) == (50, 4)
-    assert machine._machine() is None or machine._machine() > 0  # type: ignore[operator]
 
 
 def test_a_record_of_a_fleet_is_read_strictly(tmp_path: Path, shell: Shell) -> None:

@@ -123,7 +123,7 @@ def test_nets_are_of_the_published_size_and_have_the_published_keys(arch: str) -
 
 
 def test_a_preact_resnet_against_its_equations(tmp_path: Path) -> None:
-    """Norm, ReLU, convolution, twice, beside the shortcut of what is normed; loaded without being told what it is."""
+    """Norm, ReLU, convolution, twice, beside the shortcut of what is normed; told by its names from other nets."""
     _, state = _state("preact-resnet-18", classes=7)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -133,8 +133,9 @@ def test_a_preact_resnet_against_its_equations(tmp_path: Path) -> None:
                     torch.rand(value.shape, generator=generator) + (0.5 if "var" in key or "weight" in key else -0.5)
                 )
     torch.save(state, tmp_path / "net.pt")
-    loaded = load_classifier(tmp_path / "net.pt")
-    assert loaded.recipe.arch == "preact-resnet-18"
+    with pytest.raises(UsageError, match="look like preact-resnet-18"):
+        load_classifier(tmp_path / "net.pt")
+    loaded = load_classifier(tmp_path / "net.pt", arch="preact-resnet-18")
     images = torch.rand(3, 3, 32, 32, generator=generator)
 
     def norm(x: torch.Tensor, at: str) -> torch.Tensor:

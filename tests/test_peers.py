@@ -177,7 +177,7 @@ def test_a_filter_of_training_data_is_judged_on_poison_that_is_among_the_clean_i
 def test_at_the_limit_it_is_ended_and_what_all_labels_would_take_is_told(tmp_path: Path, python: str) -> None:
     (row,) = rows_of(tmp_path, python, "slow", limit=2.0)
     assert (row.outcome, row.done, row.total) == (OUT_OF_TIME, 2, 10)
-    assert 2.0 < row.seconds < 10.0
+    assert 1.9 < row.seconds < 10.0  # processor time is counted in ticks, and ended at the second look
     assert row.whole_seconds == pytest.approx(row.seconds * 5)
 
 
