@@ -79,7 +79,8 @@ def test_the_peak_is_that_of_this_process() -> None:
     code = "from goodnet.memory import peak, resident; print(peak(), resident())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     peak, resident = map(int, done.stdout.split())
-    assert 0 < resident <= peak < 200 * MIB < hog.numel() * 4 < memory.resident()
+    assert 0 < resident < peak + MIB  # the two are read one after the other, and the kernel counts pages in batches
+    assert peak < 200 * MIB < hog.numel() * 4 < memory.resident()
 
 
 def test_what_an_image_takes_grows_with_its_area() -> None:
