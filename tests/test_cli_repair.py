@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,23 @@ def test_a_scan_hands_its_triggers_and_its_search_over(method: str, place: Path,
     assert found.labels == ()
     assert (found.schedule.steps, found.schedule.batch) == (search["steps"], search["batch"])
     assert found.median_norm == done["decision"]["median_norm"]
+
+
+def test_a_scan_hands_plain_stamps_of_flagged_labels_over_and_an_edited_one_is_refused(
+    place: Path, shell: Shell
+) -> None:
+    shutil.copytree("scanned", "stamped")
+    record = json.loads(Path("stamped/scan.json").read_text())
+    stamp = {"top": 0, "left": 0, "bottom": 2, "right": 2, "colour": [1.0], "lead": 2.0, "asr": 1.0, "share": 0.1}
+    for row in record["labels"]:
+        row["stamp"] = {"label": row["label"], **stamp}
+    Path("stamped/scan.json").write_text(json.dumps(record))
+    assert [found.label for found in Found.in_folder(Path("stamped"))[0].stamps] == [TARGET]
+    for change, said in (({"label": 10**9}, "another label"), ({"bottom": 10**9}, "expected a rectangle")):
+        edited = [{**row, "stamp": {**row["stamp"], **change}} for row in record["labels"]]
+        Path("stamped/scan.json").write_text(json.dumps({**record, "labels": edited}))
+        done = repair(shell, "--scan", "stamped", how=("--method", "unlearn"))
+        assert (done.code, said in done.err) == (3, True)
 
 
 def test_what_the_check_of_the_input_says_reaches_the_reader(place: Path, shell: Shell) -> None:

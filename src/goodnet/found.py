@@ -56,12 +56,15 @@ class Found:
             schedule = Schedule(steps=int(search["steps"]), batch=int(search["batch"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"--scan: {folder / 'scan.json'} does not say how long the search was") from error
+        stamped = {row.label: row.stamp for row in record.labels if row.flagged and row.stamp is not None}
+        if any(stamp.label != label for label, stamp in stamped.items()):  # edited: it may name a label of no net
+            raise DataError(f"--scan: {folder / 'scan.json'} has a plain stamp of another label than its row's")
         median = record.decision.median_norm
         found = Found(
             triggers=flagged,
             labels=missing,
             further=_suspicious(record),
-            stamps=tuple(row.stamp for row in record.labels if row.flagged and row.stamp is not None),
+            stamps=tuple(stamped.values()),
             median_norm=median,
             schedule=schedule,
         )

@@ -12,7 +12,7 @@ label, yet a plain bar over the eyes leads every face there.
 Leads are in heights (`goodnet.triggers.strong.height`): by how much the net's answer stands over its average logit on
 clean images. A stamp that leads by more than one makes the net surer than any image of that class does.
 
-Cost: `PlainSchedule.stamps` * `images` images forwards, none backwards, and about half as many for refining.
+Cost: `PlainSchedule.passes` images forwards, none backwards, at most; a third to a half of them for refining.
 Blind spots: triggers of many colours, faint ones and those over the whole image; small ones whose effect hangs on a
 single pixel's place, where no stamp of the survey comes near enough.
 """
