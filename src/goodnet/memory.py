@@ -51,12 +51,20 @@ def resident() -> int:
     return peak()
 
 
-def peak() -> int:
-    """The most bytes that this process has had in memory so far; 0 where the system does not say."""
-    with suppress(OSError, ValueError, IndexError):  # rusage's is at least what the process had that began this one
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+def peak_of(process: int | str) -> int | None:
+    """The most bytes that a process has had in memory so far, by its number; None where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
+    return None
+
+
+def peak() -> int:
+    """The most bytes that this process has had in memory so far; 0 where the system does not say."""
+    told = peak_of("self")  # rusage's is at least what the process had that began this one
+    if told is not None:
+        return told
     if sys.platform == "win32":
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 
-import torch
 from torch import Tensor
 
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
 from goodnet.stamps import PlainStamp
-from goodnet.triggers.blocks import shown_at_once
+from goodnet.triggers.inversion import success_rates
 from goodnet.triggers.plain import PlainSchedule, plain_stamps, stamp_trigger
 from goodnet.work import OutOfTime, Work
 
@@ -63,14 +62,7 @@ def find(
     except OutOfTime:
         return [], taken // 3
     progress(STAGE, total, total)
-    return [replace(stamp, asr=_asr(classifier, held_out, stamp, shown_at_once(block))) for stamp in found], taken // 3
-
-
-def _asr(classifier: Classifier, held_out: tuple[Tensor, Tensor], stamp: PlainStamp, at_once: int) -> float:
-    images = held_out[0][held_out[1] != stamp.label]
-    if not len(images):
-        return stamp.asr
-    trigger = stamp_trigger(stamp, classifier.input.shape)
-    parts = torch.split(images, at_once)
-    answers = torch.cat([classifier.predict(trigger.apply(part), batch=at_once) for part in parts])
-    return float((answers == stamp.label).float().mean())
+    triggers = [stamp_trigger(stamp, classifier.input.shape) for stamp in found]
+    rates = success_rates(classifier, triggers, *held_out, block=block)
+    known = [stamp if rate is None else replace(stamp, asr=rate) for stamp, rate in zip(found, rates)]
+    return known, taken // 3

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from goodnet.memory import peak_of
+
 _EVERY = 0.1
 _PATIENCE = 5.0
 """A process that waits more than it computes is ended after so many times its limit by the clock."""
@@ -41,7 +43,8 @@ def run_child(python: str, folder: Path, limit: float) -> Ended:
     Args:
         limit: seconds, of that kind, after which it is ended.
     """
-    started, seconds, peak = time.monotonic(), 0.0, None
+    started, seconds, peak = time.monotonic(), 0.0, 0
+    before = _ended_seconds()
     with (folder / _LOG).open("wb") as log:
         child = subprocess.Popen(
             [python, "-m", "goodnet.peers.child", str(folder), str(os.getpid())],
@@ -53,7 +56,7 @@ def run_child(python: str, folder: Path, limit: float) -> Ended:
         out_of_time = False
         try:
             while child.poll() is None:
-                peak = max(peak or 0.0, _peak_mib(child.pid) or 0.0) or None
+                peak = max(peak, peak_of(child.pid) or 0)
                 clock = time.monotonic() - started
                 seconds = max(seconds, _processor_seconds(child.pid, clock))
                 out_of_time = seconds > limit or clock > _PATIENCE * limit
@@ -62,8 +65,9 @@ def run_child(python: str, folder: Path, limit: float) -> Ended:
                 time.sleep(_EVERY)
         finally:
             _end(child)
+    seconds = max(seconds, _ended_seconds() - before)  # a short one is over before it is looked at
     broke = "" if out_of_time or child.returncode == 0 else _broke(child.returncode, folder / _LOG)
-    return Ended(out_of_time=out_of_time, broke=broke, seconds=seconds, peak_mib=peak)
+    return Ended(out_of_time=out_of_time, broke=broke, seconds=seconds, peak_mib=peak / 2**20 if peak else None)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -76,15 +80,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _peak_mib(pid: int) -> float | None:
-    """Linux tells the most that a process has held since it began; the usual rusage would count its parent's too."""
-    if not sys.platform.startswith("linux"):
-        return None
-    with suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return None
+def _ended_seconds() -> float:
+    """Processor time of all processes that this one has started and seen end."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _processor_seconds(pid: int, clock: float) -> float:

@@ -33,7 +33,8 @@ from goodnet.models.classifier import Classifier
 from goodnet.runners import in_threads
 from goodnet.stamps import SPOT, PlainStamp
 from goodnet.triggers.blocks import block_size
-from goodnet.triggers.strong import height
+from goodnet.triggers.inversion import success_rates
+from goodnet.triggers.strong import beginnings, height
 from goodnet.triggers.trigger import Trigger
 
 MOST = 24  # labels whose stamps are refined
@@ -142,12 +143,11 @@ def stamps_like(
     for stamp in stamps:
         random = np.random.default_rng([seed, _STREAM, stamp.label])
         kept.append(stamp_trigger(stamp, shape))
-        others = images[classes != stamp.label]
-        x = others[torch.from_numpy(random.permutation(len(others))[:_JUDGED])]
-        for _ in range(_ALIKE):
-            trigger = stamp_trigger(_moved(stamp, shape, random), shape)
-            if float((classifier.predict(trigger.apply(x)) == stamp.label).float().mean()) >= _WORKS * stamp.asr:
-                kept.append(trigger)
+        others = torch.nonzero(classes != stamp.label)[:, 0]
+        some = others[torch.from_numpy(random.permutation(len(others))[:_JUDGED])]
+        tried = [stamp_trigger(_moved(stamp, shape, random), shape) for _ in range(_ALIKE)]
+        rates = success_rates(classifier, tried, images[some], classes[some])
+        kept += [t for t, rate in zip(tried, rates) if rate is not None and rate >= _WORKS * stamp.asr]
     return kept
 
 
@@ -213,7 +213,7 @@ def plain_stamps(
 def _places(part: float, size: int) -> tuple[int, list[int]]:
     """Of a rectangle: its length along a side of the image, and where it begins, half a length apart."""
     length = min(size, max(2, round(part * size)))
-    return length, sorted({*range(0, size - length + 1, max(1, length // 2)), size - length})
+    return length, beginnings(size, length, length // 2)
 
 
 class _Search:

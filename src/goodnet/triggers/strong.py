@@ -118,9 +118,13 @@ def _places(schedule: SquareSchedule, shape: tuple[int, int, int]) -> tuple[list
     """First rows, first columns, and the side in pixels."""
     _, rows, columns = shape
     side = min(rows, columns, max(2, round(schedule.side * min(rows, columns))))
-    apart = max(1, round(0.6 * side))
-    tops, lefts = (sorted({*range(0, size - side + 1, apart), size - side}) for size in (rows, columns))
+    tops, lefts = (beginnings(size, side, round(0.6 * side)) for size in (rows, columns))
     return tops, lefts, side
+
+
+def beginnings(size: int, length: int, apart: int) -> list[int]:
+    """Where parts of a side of the image begin, so far apart, the last at its end."""
+    return sorted({*range(0, size - length + 1, max(1, apart)), size - length})
 
 
 FURTHER_SEARCH = StrongSchedule(starts=8, steps=40)
