@@ -139,8 +139,6 @@ def test_every_way_to_end_is_a_row_with_its_reason_and_none_stops_the_others(tmp
     assert reasons["silent"].startswith("no valid answer: said.json: expected a goodnet record, but it cannot be read")
     assert {row.version for row in rows.values()} == {"1.2"}
     assert all(row.seconds > 0 for row in rows.values())
-    if sys.platform.startswith("linux"):
-        assert all(row.peak_mib and row.peak_mib > 5 for name, row in rows.items() if name != "killed")
 
 
 def test_answers_are_judged_as_a_net_in_this_process_is(tmp_path: Path, python: str) -> None:
@@ -176,6 +174,9 @@ def test_a_filter_of_training_data_is_judged_on_poison_that_is_among_the_clean_i
 
 def test_at_the_limit_it_is_ended_and_what_all_labels_would_take_is_told(tmp_path: Path, python: str) -> None:
     (row,) = rows_of(tmp_path, python, "slow", limit=2.0)
+    if sys.platform.startswith("linux"):  # of a process that ends within a moment it is not known
+        assert row.peak_mib
+        assert row.peak_mib > 5
     assert (row.outcome, row.done, row.total) == (OUT_OF_TIME, 2, 10)
     assert 1.9 < row.seconds < 10.0  # processor time is counted in ticks, and ended at the second look
     assert row.whole_seconds == pytest.approx(row.seconds * 5)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from goodnet.memory import peak_of
 
-_EVERY = 0.1
+_SOONEST, _EVERY = 0.01, 0.1
+"""Seconds between looks: the first are close together, so that a process of a moment is seen, too."""
 _PATIENCE = 5.0
 """A process that waits more than it computes is ended after so many times its limit by the clock."""
 _LOG = "log.txt"
@@ -28,7 +29,8 @@ class Ended:
         broke: why it came to no good end of its own, in one line; empty where it did.
         seconds: of processor time, all its threads together, so that what else the machine does counts for nothing;
             by the clock where the system does not tell.
-        peak_mib: the most memory that it held at a time, without what it started; None where the system does not tell.
+        peak_mib: the most memory that it held at a time, without what it started, as far as it was looked at;
+            None where the system does not tell or it was over before.
     """
 
     out_of_time: bool
@@ -53,7 +55,7 @@ def run_child(python: str, folder: Path, limit: float) -> Ended:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        out_of_time = False
+        out_of_time, pause = False, _SOONEST
         try:
             while child.poll() is None:
                 peak = max(peak, peak_of(child.pid) or 0)
@@ -62,7 +64,8 @@ def run_child(python: str, folder: Path, limit: float) -> Ended:
                 out_of_time = seconds > limit or clock > _PATIENCE * limit
                 if out_of_time:
                     break
-                time.sleep(_EVERY)
+                time.sleep(pause)
+                pause = min(2 * pause, _EVERY)
         finally:
             _end(child)
     seconds = max(seconds, _ended_seconds() - before)  # a short one is over before it is looked at
