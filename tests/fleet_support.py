@@ -61,7 +61,7 @@ def pickled(job: Job, pipe: Connection, log: Path) -> None:
 
 
 def starved(job: Job, pipe: Connection, log: Path) -> None:
-    pipe.send_bytes(b'{"error": "not enough memory", "memory": true}')
+    pipe.send_bytes(b'{"error": "not enough memory", "again": true}')
 
 
 def lying(job: Job, pipe: Connection, log: Path) -> None:

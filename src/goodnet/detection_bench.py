@@ -7,12 +7,9 @@ not to see: they have rows of their own, and rates are given with and without th
 
 from __future__ import annotations
 
-import platform
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from goodnet.detection_pool import Pooled, build, needs
 from goodnet.detection_record import DetectionRecord, DetectionRow, DetectionSummary
 from goodnet.detection_specs import BLIND_SPOTS, PARTS, PoolNet, specs
 from goodnet.errors import UsageError
+from goodnet.outputs import check_shared, marked
 from goodnet.pool_scan import pool_scan
 from goodnet.progress import Progress, silent
 from goodnet.record import Environment, ScanRecord, Share
@@ -88,8 +86,8 @@ def run_detection(
         progress=progress if runner.here else silent,
     )
     progress("nets", 0, len(made))
-    with _marked(bench) as bench:
-        for number, cell in runner.run(scan_cell, bench, made, alone=True):
+    with marked(out) as mark:
+        for number, cell in runner.run(scan_cell, replace(bench, mark=mark), made, alone=True):
             found[number] = cell
             progress("nets", len(found), len(made))
             say(_line(cell.row, len(found), len(made), time.perf_counter() - started))
@@ -108,7 +106,7 @@ def run_detection(
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all nets' scans share; `mark` is a file that whoever shares the folders sees."""
+    """What all nets' scans share; `mark` is one of `outputs.marked`."""
 
     cache: Path
     out: Path
@@ -130,22 +128,10 @@ class Cell:
 
 def scan_cell(bench: Bench, spec: PoolNet, tell: Tell) -> Cell:
     """Makes a net, unless it is there, and scans it. Raises UsageError where the folders are not shared."""
-    if bench.mark is not None and not bench.mark.is_file():
-        raise UsageError(
-            f"bench detection: expected --out, --cache and --data in folders that all machines share, but "
-            f"{platform.node()} does not see {bench.out}"
-        )
+    check_shared(bench.mark, "bench detection: expected --out, --cache and --data")
     pooled = build(spec, bench.cache, bench.data, progress=bench.progress)
     record = pool_scan(pooled, bench.out / "scans" / spec.name, bench.method, bench.seed, bench.command)
     return Cell(row=detection_row(pooled, record), machine=environment(pooled.classifier, bench.command))
-
-
-@contextmanager
-def _marked(bench: Bench) -> Iterator[Bench]:
-    """The bench with a mark in its folder, for as long as it runs."""
-    bench.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=bench.out, prefix=".running-") as file:
-        yield replace(bench, mark=Path(file.name))
 
 
 def detection_row(pooled: Pooled, record: ScanRecord) -> DetectionRow:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import secrets
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,10 @@ except ImportError:  # Windows
 
 _LOCK = ".goodnet.lock"
 _held: set[Path] = set()
+
+
+class InUse(UsageError):
+    """Another run holds the folder, for now."""
 
 
 def check_folder(out: Path | None, name: str, *, overwrite: bool) -> None:
@@ -56,14 +63,17 @@ def check_file(path: Path, *, overwrite: bool, option: str = "-o") -> None:
 
 
 @contextmanager
-def claimed(folder: Path | None, *, option: str = "--out") -> Iterator[None]:
+def claimed(folder: Path | None, *, option: str = "--out", patience: float = 0.0) -> Iterator[None]:
     """Holds an output folder for this run until the end of the `with`, or of the process, whatever ends it.
 
     The folder is made, and removed again if nothing was written to it. Without locks (Windows, some network file
     systems) two runs are not told apart.
 
+    Args:
+        patience: seconds to wait for another run's end.
+
     Raises:
-        UsageError: another run holds it.
+        InUse: another run holds it.
         OSError: it cannot be made.
     """
     name = None if folder is None else folder.resolve()
@@ -74,7 +84,7 @@ def claimed(folder: Path | None, *, option: str = "--out") -> Iterator[None]:
     name.mkdir(parents=True, exist_ok=True)
     lock = None
     try:
-        lock = _locked(name / _LOCK, f"{option}: {folder}")
+        lock = _locked(name / _LOCK, f"{option}: {folder}", time.monotonic() + patience)
         _held.add(name)
         yield
     finally:
@@ -92,8 +102,8 @@ def _can_be_folder(path: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
-def _locked(path: Path, what: str) -> int | None:
-    """A descriptor that holds the lock; None where there are no locks. Raises UsageError where another has it."""
+def _locked(path: Path, what: str, until: float) -> int | None:
+    """A descriptor that holds the lock; None where there are no locks. Raises InUse where another has it for long."""
     if fcntl is None:
         return None
     while True:
@@ -104,11 +114,28 @@ def _locked(path: Path, what: str) -> int | None:
                 return descriptor
         except BlockingIOError as error:
             os.close(descriptor)
-            raise UsageError(f"{what} is in use by another run; wait for its end, or name another folder") from error
+            if time.monotonic() >= until:
+                raise InUse(f"{what} is in use by another run; wait for its end, or name another folder") from error
+            time.sleep(0.2)
+            continue
         except OSError:  # a file system without
             os.close(descriptor)
             return None
         os.close(descriptor)  # removed by its last holder in between
+
+
+@contextmanager
+def marked(folder: Path) -> Iterator[Path]:
+    """A file in a folder, by which `check_shared` knows on another machine that it sees the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix=".running-") as file:
+        yield Path(file.name)
+
+
+def check_shared(mark: Path | None, what: str) -> None:
+    """Raises UsageError, naming the options `what`, on a machine that does not see the file of `marked`."""
+    if mark is not None and not mark.is_file():
+        raise UsageError(f"{what} in folders that all machines share, but {platform.node()} does not see {mark.parent}")
 
 
 @contextmanager

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import os
 import pickle
-import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from goodnet.clusters import LOCAL, QUIET, Needs, check_answers, host_and_port, in_folder, variables
 from goodnet.errors import UsageError
 from goodnet.shipping import KEPT, Pieces, Tell, cpu_kind, versions
 
@@ -134,19 +134,8 @@ def in_threads(work: Callable[[_T], R], items: Sequence[_T]) -> list[R]:
 
 _MIN_RAY = (2, 52)  # the first whose clusters ask for a token: older ones run code for whoever reaches their ports
 _RETRIES = 5  # of a block whose worker or node is lost
-_AT_ONCE = 1000  # blocks handed to Ray and not done
 _WAKE = 0.5  # seconds
-_ENDING = 5.0  # seconds until a task that was told to end is killed
-# Read when ray is imported or a cluster is started. The regular expression is of lines that Ray must not print, which
-# it would on stdout, among our records; the last one keeps every port of a local cluster on 127.0.0.1.
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "^",
-}
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_TOKEN = secrets.token_hex(32)
+_ENDING = 10.0  # seconds until a task that was told to end is killed
 
 
 class OnRay:
@@ -158,8 +147,9 @@ class OnRay:
 
     Args:
         address: `auto` for the cluster that this machine is part of, `host:port`, `ray://host:port`; None starts one on
-            this machine, with as many cores as torch has threads. A process that is connected already stays so.
+            this machine. A process that is connected already stays so.
         gpus_per_task: share of a GPU that a task takes; None for a whole one where the net is on a GPU.
+        cores: of a cluster that is started here; None for as many as torch has threads.
         say: told, in a line, what the user should know: lost nodes, other kinds of CPU.
 
     Raises:
@@ -174,17 +164,15 @@ class OnRay:
         address: str | None = None,
         *,
         gpus_per_task: float | None = None,
+        cores: int | None = None,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.address, self.gpus_per_task, self.say = address, gpus_per_task, say
+        self.address, self.gpus_per_task, self.own_cores, self.say = address, gpus_per_task, cores, say
         self._ray: Any = None
-        self._host_and_port = None if address in (None, "auto") else _host_and_port(str(address))
-        self._before: dict[str, str | None] = {}
-        self._folder: str | None = None
-        self._on_term: Any = None
-        self._ours = False
+        self._host_and_port = None if address in (None, "auto") else host_and_port(str(address))
+        self._left = ExitStack()
         self._refs: dict[str, Any] = {}
-        self._nodes: set[str] = set()
+        self._known: set[str] = set()
         self._other_cpus: set[str] = set()
         try:
             found = metadata.version("ray")
@@ -210,107 +198,135 @@ class OnRay:
         alone: bool = False,
     ) -> Iterator[tuple[int, R]]:
         """See `Runner`; what a block tells comes with its result."""
+        needs = Needs(threads=torch.get_num_threads() if alone else 1)
+        return self.tasks(function, shared, blocks, needs, tell=tell)
+
+    def tasks(
+        self,
+        function: Callable[[S, B, Tell], R],
+        shared: S,
+        blocks: Sequence[B],
+        needs: Needs,
+        *,
+        tell: Tell = quiet,
+        lost: Callable[[str], R] | None = None,
+    ) -> Generator[tuple[int, R], None, None]:
+        """`run`, for blocks of other needs.
+
+        Args:
+            tell: called a few times a second, too, with 0.
+            lost: the result of a block that has cost its worker so often that it is given up, by what is known of
+                that; None ends the run.
+        """
         tell(0)
         if not len(blocks):
             return
         ray = self._connected()
         pieces = Pieces()
         key = pieces.add(shared)
-        task = self._task(pieces.on_gpu, torch.get_num_threads() if alone else 1)
+        task = self._task(replace(needs, gpu=needs.gpu or pieces.on_gpu))
         refs = [self._put(piece, raw) for piece, raw in pieces.found.items()]
-        threads = torch.get_num_threads() if alone else 1
-        header = (versions(), threads, key, list(pieces.found))
+        header = (versions(), needs.threads, key, list(pieces.found))
         waiting = enumerate(blocks)
         running: dict[Any, int] = {}
         try:
             while True:
-                for i, block in waiting:
-                    running[task.remote(header, pickle.dumps((function, block)), *refs)] = i
-                    if len(running) >= _AT_ONCE:
-                        break
+                while len(running) < needs.at_once and (some := next(waiting, None)) is not None:
+                    running[task.remote(header, pickle.dumps((function, some[1])), *refs)] = some[0]
                 if not running:
                     break
                 ready, _ = ray.wait(list(running), timeout=_WAKE)
                 tell(0)
                 for ref in ready:
                     i = running.pop(ref)
-                    result, moved = self._result(ref)
+                    result, moved = self._result(ref, lost)
                     tell(moved)
                     yield i, result
         finally:
             self._end(list(running))
         self._tell_of_lost_nodes()
 
+    def cores(self) -> list[int]:
+        """Of each node of the cluster, which is joined for it."""
+        self._connected()
+        return [int(node.get("CPU", 0)) for node in self._nodes().values()]
+
+    def room(self, needs: Needs) -> int:
+        """How many blocks the cluster can run at a time, as it is now; it is joined for it. Raises UsageError."""
+        self._connected()
+        taken = self._resources(needs)
+        return sum(
+            min(int(node.get(name, 0) // some) for name, some in taken.items()) for node in self._nodes().values()
+        )
+
     def close(self) -> None:
         """Leaves the cluster, and ends it if it was started here."""
-        if self._ray is not None and self._ours:
-            self._ray.shutdown()
-        if self._on_term is not None:
-            signal.signal(signal.SIGTERM, self._on_term)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._ray, self._folder, self._on_term, self._before, self._refs = None, None, None, {}, {}
+        self._left.close()
+        self._ray, self._refs = None, {}
 
     def _connected(self) -> Any:
         if self._ray is not None:
             return self._ray
-        local = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, **_LOOPBACK} if self.address is None else {}
-        for name, value in {**_QUIET, **local}.items():
-            self._before[name] = os.environ.get(name)
-            os.environ[name] = value
+        self._left.enter_context(variables(QUIET if self.address is not None else {**QUIET, **LOCAL}))
         import ray  # what it is to heed is set
 
         if not ray.is_initialized():
-            before = signal.getsignal(signal.SIGTERM)
+            in_main = threading.current_thread() is threading.main_thread()
+            if in_main:
+                self._left.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             self._join(ray)
-            self._ours = True
-            if threading.current_thread() is threading.main_thread():  # Ray's own ends as if the user's code had
+            if in_main:  # Ray's own ends as if the user's code had
                 signal.signal(signal.SIGTERM, _as_ctrl_c)
-                self._on_term = before
         self._ray = ray
-        self._nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self._known = set(self._nodes())
         return ray
 
     def _join(self, ray: Any) -> None:
         if self._host_and_port is not None:
-            try:
-                socket.create_connection(self._host_and_port, timeout=5).close()
-            except OSError as error:
-                raise UsageError(f"--address: no Ray cluster at {self.address}: {error.strerror or error}") from None
+            check_answers(str(self.address), self._host_and_port)
         base = "/tmp" if os.path.isdir("/tmp") else None  # a socket's path has at most 107 characters
-        self._folder = tempfile.mkdtemp(prefix="goodnet-ray-", dir=base)
+        folder = tempfile.mkdtemp(prefix="goodnet-ray-", dir=base)
+        self._left.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._left.callback(ray.shutdown)
         options: dict[str, Any] = {"log_to_driver": False}
         if self.address is None:
-            options |= {"num_cpus": torch.get_num_threads(), "include_dashboard": False, "_temp_dir": self._folder}
+            cores = self.own_cores or torch.get_num_threads()
+            options |= {"num_cpus": cores, "include_dashboard": False, "_temp_dir": folder}
         try:
-            with _in_folder(self._folder):
+            with in_folder(folder):
                 ray.init(address=self.address or "local", logging_level="ERROR", **options)
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
-            ray.shutdown()
             where = "this machine" if self.address is None else self.address
             raise UsageError(f"--runner ray: no Ray cluster at {where}: {str(error).strip()[:300]}") from error
 
-    def _task(self, on_gpu: bool, cores: int) -> Any:
-        """The remote function; raises UsageError where no node could ever run it."""
-        if self.gpus_per_task is not None and not on_gpu:
+    def _task(self, needs: Needs) -> Any:
+        """The remote function."""
+        taken = self._resources(needs)
+        cores, gpus, memory = (taken.get(name, 0) for name in ("CPU", "GPU", "memory"))
+        made = self._ray.remote(_by_value())
+        return made.options(num_cpus=cores, num_gpus=gpus, memory=memory or None, max_retries=_RETRIES, name="goodnet")
+
+    def _resources(self, needs: Needs) -> dict[str, float]:
+        """What a task takes of its node, by Ray's names. Raises UsageError where no node could ever run it."""
+        if self.gpus_per_task is not None and not needs.gpu:
             raise UsageError(
                 "--gpus-per-task: expected a net on a GPU (--device cuda), got one on the CPU: tasks compute on the "
                 "same kind of device as this process, or the record would be another"
             )
-        gpus = (self.gpus_per_task or 1.0) if on_gpu else 0.0
-        cores = 1 if on_gpu else cores
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = (self.gpus_per_task or 1.0) if needs.gpu else 0.0
+        cores = 1 if needs.gpu else needs.threads
+        nodes = self._nodes().values()
         if not any(node.get("GPU", 0) >= gpus for node in nodes):
             raise UsageError(f"--gpus-per-task: expected a node with {gpus:g} of a GPU, got none in the cluster")
-        if not any(node.get("CPU", 0) >= cores and node.get("GPU", 0) >= gpus for node in nodes):
+        able = [node for node in nodes if node.get("CPU", 0) >= cores and node.get("GPU", 0) >= gpus]
+        if not able:
             raise UsageError(f"--runner ray: expected a node with {cores} cores, got none in the cluster; add one")
-        made = self._ray.remote(_by_value())
-        return made.options(num_cpus=cores, num_gpus=gpus, max_retries=_RETRIES, name="goodnet")
+        memory = min(needs.memory, int(max(node.get("memory", 0) for node in able)))
+        return {"CPU": cores} | ({"GPU": gpus} if gpus else {}) | ({"memory": memory} if memory else {})
+
+    def _nodes(self) -> dict[str, dict[str, float]]:
+        """What each node that lives has, by its number."""
+        return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
 
     def _put(self, key: str, raw: bytes) -> Any:
         """The piece in the object store; put there once, for as long as it is among the last used."""
@@ -320,7 +336,7 @@ class OnRay:
             self._refs.pop(next(iter(self._refs)))
         return self._refs[key]
 
-    def _result(self, ref: Any) -> tuple[Any, int]:
+    def _result(self, ref: Any, lost: Callable[[str], Any] | None) -> tuple[Any, int]:
         errors = self._ray.exceptions
         try:
             other, cpu, raw = self._ray.get(ref)
@@ -328,9 +344,13 @@ class OnRay:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
-        except errors.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         except errors.RayError as error:
+            memory = isinstance(error, errors.OutOfMemoryError)
+            if lost is not None:
+                why = "not enough memory on its machine" if memory else f"lost with its worker {_RETRIES + 1} times"
+                return lost(why), 0
+            if memory:
+                raise MemoryError(str(error)) from error
             raise UsageError(
                 f"--runner ray: a block was lost with its worker {_RETRIES + 1} times: {str(error).strip()[:300]}"
             ) from error
@@ -355,11 +375,11 @@ class OnRay:
                 running = self._ray.wait(running, num_returns=len(running), timeout=_ENDING)[1]
 
     def _tell_of_lost_nodes(self) -> None:
-        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-        if self._nodes - alive:
-            lost = len(self._nodes - alive)
-            self.say(f"{lost} of {len(self._nodes)} nodes were lost; what they had not finished was done again")
-        self._nodes = alive
+        alive = set(self._nodes())
+        if self._known - alive:
+            lost = len(self._known - alive)
+            self.say(f"{lost} of {len(self._known)} nodes were lost; what they had not finished was done again")
+        self._known = alive
 
 
 def _by_value() -> Callable[..., Any]:
@@ -375,23 +395,5 @@ def _by_value() -> Callable[..., Any]:
     return goodnet_block
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) >= 1 << 16:
-        raise UsageError(f"--address: expected auto, host:port or ray://host:port, got {address!r}")
-    return host.strip("[]"), int(port)
-
-
 def _as_ctrl_c(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _in_folder(folder: str) -> Iterator[None]:
-    """Ray puts the current folder first in the path of all workers' imports: not one that a stranger's files are in."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

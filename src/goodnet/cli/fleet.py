@@ -18,8 +18,9 @@ from goodnet.cli.options import ModelOptions, command_line, resolve_device, take
 from goodnet.cli.output import note
 from goodnet.cli.running import take_runner
 from goodnet.errors import GoodnetError, UsageError
+from goodnet.fleet.away import share_out_on
 from goodnet.fleet.keys import sandboxed
-from goodnet.fleet.machine import share_out
+from goodnet.fleet.machine import cores, share_out
 from goodnet.fleet.nets import ENDINGS, Fleet, Net, is_one_net, nets_in, size_of
 from goodnet.fleet.registry import SCHEME, Registry
 from goodnet.fleet.run import check_out, plan_fleet, scan_fleet
@@ -29,6 +30,7 @@ from goodnet.models.formats import LoadOptions
 from goodnet.models.hugging_face import CONFIG
 from goodnet.outputs import claimed
 from goodnet.report import figures, fleet_words
+from goodnet.runners import OnRay
 from goodnet.scan import Detector
 from goodnet.strict_json import to_json
 
@@ -53,9 +55,7 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
     for name in ("sarif", "junit"):
         if options[name] is not None:
             raise UsageError(f"--{name}: is of one net; goodnet report DIR/nets/NAME --{name} FILE writes it of each")
-    if options["runner"] != "serial":
-        raise UsageError("--runner: is of one net's labels; many nets are processes of this machine, see --jobs")
-    take_runner(options)
+    where = take_runner(options, cores=cores())
     out = options["out"]
     earlier = check_out(out, str(source), overwrite=options["overwrite"])
     given = {**options, **{name: options[name] for name in ModelOptions.__dataclass_fields__}}
@@ -68,10 +68,15 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
         fleet = stack.enter_context(_found(source, clean, out, given, place))
         device = resolve_device(model_options.device)
         largest = max((_size(net.path) for net in fleet.nets if net.path is not None), default=0)
-        jobs, threads = share_out(options["jobs"], device=device, largest=largest, nets=len(fleet.nets),
-                                  memory=options["memory"])  # fmt: skip
+        given_out = {"device": device, "largest": largest, "nets": len(fleet.nets), "memory": options["memory"]}
+        runner, away = stack.enter_context(where), None
+        if isinstance(runner, OnRay):
+            jobs, away = share_out_on(runner, options["jobs"], **given_out)
+            threads = away.needs.threads
+        else:
+            jobs, threads = share_out(options["jobs"], **given_out)
         if options["jobs"] is not None and jobs < min(options["jobs"], len(fleet.nets)):
-            note(f"goodnet: --jobs {options['jobs']}: there is memory for {jobs}")
+            note(f"goodnet: --jobs {options['jobs']}: there is {'memory' if away is None else 'room'} for {jobs}")
         settings = Settings(
             method=method,
             seed=options["seed"],
@@ -84,12 +89,12 @@ def scan_many(source: Path, clean: Path | None, options: dict[str, Any], method:
         )
         if only_plan:
             with progress.shown(as_json) as report:
-                rows = plan_fleet(fleet, settings, jobs=jobs, progress=report)
+                rows = plan_fleet(fleet, settings, jobs=jobs, away=away, progress=report)
             return _say_plan(rows, jobs, as_json)
         try:
             with progress.shown(as_json) as report:
                 record = scan_fleet(
-                    fleet, settings, out=place, jobs=jobs, earlier=earlier,
+                    fleet, settings, out=place, jobs=jobs, away=away, earlier=earlier,
                     command=command_line(), progress=report, told=_tell(as_json),
                     begins=_begins(as_json, len(fleet.nets), jobs, out),
                 )  # fmt: skip

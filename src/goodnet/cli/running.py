@@ -31,15 +31,18 @@ def runner_options(command: _F) -> _F:
     return command
 
 
-def take_runner(options: dict[str, Any]) -> AbstractContextManager[Runner]:
+def take_runner(options: dict[str, Any], *, cores: int | None = None) -> AbstractContextManager[Runner]:
     """What the options of `runner_options` ask for, which it takes out of a command's keyword arguments.
+
+    Args:
+        cores: of a Ray cluster that is started here; None for as many as torch has threads.
 
     Raises:
         UsageError: an option that needs Ray without it, or Ray is not installed.
     """
     name, address, gpus = (options.pop(key) for key in ("runner", "address", "gpus_per_task"))
     if name == "ray":
-        return OnRay(address, gpus_per_task=gpus, say=lambda text: note(f"goodnet: {visible(text)}"))
+        return OnRay(address, gpus_per_task=gpus, cores=cores, say=lambda text: note(f"goodnet: {visible(text)}"))
     for option, value in (("--address", address), ("--gpus-per-task", gpus)):
         if value is not None:
             raise UsageError(f"{option}: expected with --runner ray, got --runner serial; add --runner ray")

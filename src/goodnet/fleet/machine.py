@@ -32,10 +32,20 @@ def share_out(jobs: int | None, *, device: str, largest: int, nets: int, memory:
     Returns:
         At most as many processes as fit in the memory that is free, and as there are nets; at least one.
     """
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    own = int(said) if said.isascii() and said.isdecimal() and 0 < int(said) <= cores() else None
+    own = own_threads(cores())
     wanted = jobs or (1 if device == "cuda" else max(1, cores() // (own or 1)))
     free = free_memory()
-    fitting = wanted if free is None else free // (memory or _EACH + _PER_BYTE * largest)
+    fitting = wanted if free is None else free // memory_of(memory, largest)
     count = max(1, min(wanted, fitting, nets))
     return count, own or max(1, cores() // count)
+
+
+def own_threads(most: int) -> int | None:
+    """What `OMP_NUM_THREADS` gives each process, if it is a number up to `most`."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isascii() and said.isdecimal() and 0 < int(said) <= most else None
+
+
+def memory_of(memory: int | None, largest: int) -> int:
+    """Bytes that the process of a net may take: what the user says, or by the file of the largest net."""
+    return memory or _EACH + _PER_BYTE * largest

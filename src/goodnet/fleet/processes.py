@@ -150,7 +150,7 @@ def _outcome(one: _Running) -> Outcome:
     took = time.monotonic() - one.started
     error = " ".join(str(said.get("error", "")).split())
     broke = one.broke or ("" if code == 0 else _why(code, _last_line(one.log)))
-    if not broke and error and said.get("memory") is True:
+    if not broke and error and said.get("again") is True:
         error, broke = "", error
     if not broke and not error and not (said.get("scanned") is True or said.get("waits") is True):
         broke = "its process ended without a word"

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from goodnet.about import machine
 from goodnet.errors import DataError, GoodnetError, UsageError
+from goodnet.fleet.away import Away
 from goodnet.fleet.keys import DataSets, Known, known
 from goodnet.fleet.nets import Fleet, Net
 from goodnet.fleet.processes import Outcome, run_each
@@ -88,6 +89,7 @@ class _State:
     jobs: int
     command: tuple[str, ...]
     earlier_seconds: float
+    away: Away | None
     rows: dict[str, NetRow] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     turn: int = 0
@@ -113,6 +115,12 @@ class _State:
         self.rows[row.name] = row
         self.dirty = True
 
+    def each(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Outcome], None, None]:
+        """A process a job, here or away."""
+        if self.away is not None:
+            return self.away.each(jobs, self.keep, self.out)
+        return run_each(jobs, self.jobs, self.keep)
+
     def keep(self, *, now: bool = False) -> FleetRecord | None:
         """Writes the summary, but not more often than makes sense."""
         clock = time.monotonic()
@@ -133,6 +141,7 @@ def scan_fleet(
     *,
     out: Path,
     jobs: int,
+    away: Away | None = None,
     earlier: FleetRecord | None = None,
     command: Sequence[str] = (),
     progress: Progress = silent,
@@ -144,6 +153,7 @@ def scan_fleet(
     Args:
         out: folder for `summary.json`, `summary.html` and a folder a net in `nets`.
         jobs: processes at a time.
+        away: where they are started; None for this machine.
         earlier: what `check_out` gave: rows of it are taken over where net, images and settings are the same. None
             scans every net.
         command: what the user typed, for the record.
@@ -155,14 +165,14 @@ def scan_fleet(
         The summary, as it stands in `out`; after a KeyboardInterrupt it stands there, too, unfinished.
 
     Raises:
-        GoodnetError: no images can be read. Nothing has been written then.
+        GoodnetError: no images can be read, and nothing has been written then; or a machine does not see a folder.
     """
     data = DataSets()
     data.check(fleet.nets)
     before = {} if earlier is None else {row.name: row for row in earlier.nets}
     with claimed(out):
         state = _State(
-            fleet=fleet, settings=settings, out=out, jobs=jobs, command=tuple(command),
+            fleet=fleet, settings=settings, out=out, jobs=jobs, command=tuple(command), away=away,
             earlier_seconds=0.0 if earlier is None else earlier.seconds,
         )  # fmt: skip
         state.turn = max((row.turn or 0 for row in before.values()), default=0)
@@ -216,7 +226,7 @@ def _phase(
             yield _job(net, state.settings, state.out, task)
 
     progress(name, 0, max(1, whole))
-    with closing(run_each(starting(), state.jobs, state.keep)) as ended:
+    with closing(state.each(starting())) as ended:
         for job, outcome in ended:
             net = job.net
             row = _row(net, facts[net.name], outcome, state, turns[net.name])
@@ -228,11 +238,13 @@ def _phase(
                 told(row)
 
 
-def plan_fleet(fleet: Fleet, settings: Settings, *, jobs: int, progress: Progress = silent) -> list[NetRow]:
+def plan_fleet(
+    fleet: Fleet, settings: Settings, *, jobs: int, away: Away | None = None, progress: Progress = silent
+) -> list[NetRow]:
     """A row a net, with the seconds that its scan will take; `waiting` where it can be scanned. Writes nothing.
 
     Raises:
-        GoodnetError: no images can be read.
+        GoodnetError: no images can be read, or a machine does not see a net.
     """
     data = DataSets()
     data.check(fleet.nets)
@@ -242,7 +254,8 @@ def plan_fleet(fleet: Fleet, settings: Settings, *, jobs: int, progress: Progres
     nets = [net for net in fleet.nets if rows[net.name].status == WAITING]
     nets.sort(key=lambda net: facts[net.name].size)
     work = (_job(net, settings, nowhere, PLAN) for net in nets)
-    with closing(run_each(work, jobs)) as ended:
+    started = run_each(work, jobs) if away is None else away.each(work, lambda: None, None)
+    with closing(started) as ended:
         for turn, (job, outcome) in enumerate(ended, start=1):
             rows[job.net.name] = _without_scan(rows[job.net.name], job.net, outcome)
             progress("planning", turn, len(nets))

@@ -26,7 +26,8 @@ from goodnet.detect.gangsweep import GangSweep
 from goodnet.errors import GoodnetError, is_out_of_memory
 from goodnet.fleet.nets import Net
 from goodnet.models.load import load_classifier
-from goodnet.outputs import claimed
+from goodnet.models.user_code import is_user_code
+from goodnet.outputs import InUse, claimed
 from goodnet.planning import plan
 from goodnet.report import write_report
 from goodnet.scan import USED, Detector, scan
@@ -54,14 +55,30 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a process on another machine, or in another's place, has to know.
+
+    Attributes:
+        folder: that the command was given in, which the path of the user's own code is relative to.
+        gpus: CUDA_VISIBLE_DEVICES; None for what the machine says.
+        patience: seconds to wait for the net's folder, which a process may hold that is not known to have ended.
+    """
+
+    folder: Path
+    gpus: str | None
+    patience: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One process's work; `out` is the net's own folder."""
+    """One process's work; `out` is the net's own folder, `place` what it is told about a machine that is not ours."""
 
     net: Net
     settings: Settings
     task: str
     out: Path
     command: tuple[str, ...]
+    place: Place | None = None
 
 
 class _Waits(Exception):
@@ -72,7 +89,7 @@ def work(job: Job, pipe: connection.Connection, log: Path) -> None:
     """Does the job; whatever is printed goes to `log`.
 
     What it says: `seconds`, of the plan; `waits`, for another process to scan; `scanned`; `error`, in one line, with
-    `memory` where that is what was missing. A fault of ours says nothing and exits with 1.
+    `again` where another try may go better. A fault of ours says nothing and exits with 1.
     """
     started = time.monotonic()
     _stand_alone(log)
@@ -89,14 +106,18 @@ def work(job: Job, pipe: connection.Connection, log: Path) -> None:
     except KeyboardInterrupt:  # our parent's wish; what is done is on the disk by now
         os._exit(1)
     except (GoodnetError, OSError, MemoryError, RuntimeError, SystemExit) as error:
-        message, memory = _mistake(error), is_out_of_memory(error)
+        message, again = _mistake(error), is_out_of_memory(error) or isinstance(error, InUse)
         if message is None:
             raise
-        say(error=message, memory=memory)
+        say(error=message, again=again)
 
 
 def _work(job: Job, started: float, say: Callable[..., None]) -> None:
-    net, settings = job.net, job.settings
+    net, settings, place = job.net, job.settings, job.place
+    if place is not None and place.gpus is not None:  # before the first call of CUDA's
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpus
+    if place is not None and net.load.arch is not None and is_user_code(net.load.arch):
+        os.chdir(place.folder)
     assert net.path is not None  # one that could not be fetched has no process
     options = asdict(net.load)
     classifier = load_classifier(net.path, **options, device=settings.device, sandbox=settings.sandbox)
@@ -116,7 +137,7 @@ def _work(job: Job, started: float, say: Callable[..., None]) -> None:
             raise _Waits
 
     limited = None if isinstance(settings.method, GangSweep) else settings.time_limit
-    with claimed(None if job.task == PLAN else job.out):
+    with claimed(None if job.task == PLAN else job.out, patience=0.0 if place is None else place.patience):
         scan(
             classifier,
             images,
@@ -141,8 +162,9 @@ def _stand_alone(log: Path) -> None:
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _interrupt)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("800")  # where memory ends, it is one net that ends, not all
+    with suppress(OSError, ValueError):  # where memory ends, it is one net that ends, not all
+        wish = Path("/proc/self/oom_score_adj")
+        wish.write_text(str(max(800, int(wish.read_text(encoding="ascii")))), encoding="ascii")
     sys.stdout.flush()
     sys.stderr.flush()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
