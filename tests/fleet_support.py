@@ -10,8 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from goodnet.fleet.worker import Job
+from goodnet.fleet.nets import Net
+from goodnet.fleet.worker import LOOK, Job, Settings
 from goodnet.fleet_record import EXIT_CODES, FleetRecord, NetRow, PassedOver, counts, exit_code
+from goodnet.models.formats import LoadOptions
+from goodnet.staged import Staged
 from report_records import environment
 
 KILLER = """
@@ -29,6 +32,14 @@ def crashed():
     import ctypes
     ctypes.string_at(0)
 """
+
+
+def net_job(name: str = "net", origin: str = "", *, time_limit: float = 60.0) -> Job:
+    net = Net(name=name, path=Path(name), clean=Path("clean.npz"), load=LoadOptions(), origin=origin)
+    settings = Settings(
+        method=Staged(), seed=0, check_input=True, device="cpu", sandbox=False, threads=1, time_limit=time_limit
+    )
+    return Job(net=net, settings=settings, task=LOOK, out=Path("out"), command=())
 
 
 def killed(job: Job, pipe: Connection, log: Path) -> None:

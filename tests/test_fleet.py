@@ -18,16 +18,15 @@ import torch
 
 import fleet_support
 from cli_support import TARGET, Shell, block_net, files_in, fill, hears_ctrl_c, save_net, without
-from fleet_support import KILLER, fleet, row
+from fleet_support import KILLER, fleet, net_job, row
 from goodnet.errors import UsageError
 from goodnet.fleet import machine, processes, run
 from goodnet.fleet.nets import Net, is_one_net, nets_in
 from goodnet.fleet.processes import Outcome, run_each
-from goodnet.fleet.worker import LOOK, SCAN, Job, Settings
+from goodnet.fleet.worker import LOOK, SCAN, Job
 from goodnet.fleet_record import EXIT_CODES, SEVERITY, FleetRecord, exit_code, read_fleet
 from goodnet.models.formats import LoadOptions
 from goodnet.report.fleet_words import table
-from goodnet.staged import Staged
 from goodnet.strict_json import to_json, write_record
 from hostile.case import CANARY, fired
 from hostile.pickles import Evil
@@ -41,14 +40,6 @@ FLEET_KEYS = {
     "format", "finished", "exit_code", "counts", "nets", "passed_over", "source", "jobs", "seconds", "environment",
 }  # fmt: skip
 ARGUMENTS = ("--arch", "mlp", "--clean", "clean.npz", "--block", "160", "--jobs", "2")
-
-
-def job(name: str = "net", origin: str = "", *, time_limit: float = 60.0) -> Job:
-    net = Net(name=name, path=Path(name), clean=Path("clean.npz"), load=LoadOptions(), origin=origin)
-    settings = Settings(
-        method=Staged(), seed=0, check_input=True, device="cpu", sandbox=False, threads=1, time_limit=time_limit
-    )
-    return Job(net=net, settings=settings, task=LOOK, out=Path("out"), command=())
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +291,7 @@ def test_an_interrupted_fleet_knows_its_plan(place: Path, shell: Shell, monkeypa
 )
 def test_a_process_that_ends_badly_is_a_row_s_word(monkeypatch: pytest.MonkeyPatch, ending: str, said: str) -> None:
     monkeypatch.setattr(processes, "work", getattr(fleet_support, ending))
-    ((_, outcome),) = run_each([job()], 1)
+    ((_, outcome),) = run_each([net_job()], 1)
     assert said in outcome.broke
     assert (outcome.scanned, outcome.waits, outcome.error) == (False, False, "")
 
@@ -308,7 +299,7 @@ def test_a_process_that_ends_badly_is_a_row_s_word(monkeypatch: pytest.MonkeyPat
 def test_a_process_that_comes_to_no_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "work", fleet_support.endless)
     monkeypatch.setattr(processes, "GRACE", 1.0)
-    ((_, outcome),) = run_each([job(time_limit=0.1)], 1)
+    ((_, outcome),) = run_each([net_job(time_limit=0.1)], 1)
     assert outcome.broke == "its process came to no end in 1 s and was ended"
     assert outcome.planned == 1e9
 
@@ -324,7 +315,7 @@ def test_never_more_than_so_many_at_a_time_and_none_is_left(monkeypatch: pytest.
         return wait(running)
 
     monkeypatch.setattr(processes, "_wait", counted)
-    ended = {one.net.name: outcome for one, outcome in run_each([job(str(n), str(n)) for n in range(7)], 3)}
+    ended = {one.net.name: outcome for one, outcome in run_each([net_job(str(n), str(n)) for n in range(7)], 3)}
     assert {name: outcome.planned for name, outcome in ended.items()} == {str(n): float(n) for n in range(7)}
     assert most == 3
     monkeypatch.setattr(processes, "work", fleet_support.endless)
@@ -333,7 +324,7 @@ def test_never_more_than_so_many_at_a_time_and_none_is_left(monkeypatch: pytest.
         processes, "_wait", lambda running: kept.extend(running) or (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
-        list(run_each([job("a"), job("b")], 2))
+        list(run_each([net_job("a"), net_job("b")], 2))
     assert len(kept) == 2
     assert not any(one.process.is_alive() for one in kept)
 
@@ -410,7 +401,6 @@ def test_the_table_has_the_worst_first_and_fits_80_columns() -> None:
         ("nets --clean nowhere.npz", "nowhere.npz"),
         ("nets --clean clean.npz --sarif a.sarif", "--sarif: is of one net"),
         ("nets --clean clean.npz --junit a.xml", "--junit: is of one net"),
-        ("nets --clean clean.npz --runner ray", "--runner: is of one net's labels"),
         ("nets --clean clean.npz --address auto", "--address: expected with --runner ray"),
         ("nets --clean clean.npz --jobs 0", "--jobs"),
         ("nets --clean clean.npz --input-shape 1,2", "3,55,47"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -30,8 +31,13 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder `store/VERSION` for each version of the model `faces`, of which a page of answers holds two."""
     store = tmp_path / "store"
     store.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://registry")
 
     class MlflowClient:
+        def __init__(self) -> None:
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                Path("mlflow.db").touch()  # as MLflow does, wherever it is
+
         def get_registered_model(self, name: str) -> None:
             if name != "faces":
                 raise MlflowException(f"RESOURCE_DOES_NOT_EXIST: no\n{name}")
@@ -123,6 +129,20 @@ def test_what_the_registry_does_not_have(registry: Path, place: Path, shell: She
     assert said in done.err
     assert done.err.count("\n") == 1
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_without_an_address_of_the_registry_nothing_is_made(
+    registry: Path, place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    put(registry, 1)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI") if given is None else monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    before = sorted(place.iterdir())
+    done = shell("scan", "mlflow:faces", "--clean", "clean.npz", "--out", "out")
+    assert (done.code, done.out) == (3, "")
+    assert "nothing says where the registry is; set MLFLOW_TRACKING_URI" in done.err
+    assert done.err.count("\n") == 1
+    assert sorted(place.iterdir()) == before
 
 
 def test_the_one_net_among_the_artifacts(tmp_path: Path) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from goodnet.staged import Staged
 from goodnet.strict_json import to_json
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.plain import PlainSchedule
+from ray_support import LOOPBACK, Nodes, cluster_of, differing, listens, need_ray, processes, until
 from runner_blocks import ByPost, fails, powers, waits
 
 TESTS = Path(__file__).resolve().parent
@@ -64,17 +63,6 @@ def net_and_images(folder: Path) -> tuple[Classifier, Images]:
     torch.save(block_net(3), folder / "bad.pt")
     pixels, labels = block_images()
     return load_classifier(folder / "bad.pt", arch="mlp"), Images(pixels=pixels, labels=labels)
-
-
-def differing(one: Any, other: Any, path: str = "") -> set[str]:
-    """Names of the fields in which two parsed records differ. By another runner they may only be `seconds`, how long it
-    took, and `command`, what the user typed."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = sorted({*one, *other})
-        return set().union(*(differing(one.get(key), other.get(key), key) for key in keys))
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return set().union(*(differing(a, b, path) for a, b in zip(one, other)))
-    return set() if one == other and type(one) is type(other) else {path}
 
 
 # ---- without Ray
@@ -236,93 +224,15 @@ def test_cells_of_a_benchmark_need_shared_folders(tmp_path: Path) -> None:
 # ---- on Ray
 
 
-def need_ray() -> None:
-    if importlib.util.find_spec("ray") is None:
-        reason = "ray is not installed: pip install -e '.[ray]'"
-        if os.environ.get("GOODNET_NEED_RAY"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
-@dataclass
-class Three:
-    """A cluster of three nodes with a core each, on this machine."""
-
-    address: str
-    cluster: Any
-    nodes: list[Any]
-
-    def raylet(self, node: int) -> int:
-        """Process of a node."""
-        return int(self.nodes[node].all_processes["raylet"][0].process.pid)
-
-    def busy(self, node: int) -> list[int]:
-        """A node's processes that are at a block of ours."""
-        return [pid for pid, parent, title in processes() if parent == self.raylet(node) and "ray::goodnet" in title]
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-"""127.0.0.1, twice, and ::1, as Linux writes them."""
-
-
-def listens(pid: int) -> set[str]:
-    """The addresses that a process takes connections at."""
-    try:
-        opened = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:  # it has ended
-        return set()
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
-    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in opened}
-
-
-def processes() -> list[tuple[int, int, str]]:
-    """(process, its parent, title) of all there are."""
-    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True)
-    rows = (line.split(None, 2) for line in listed.stdout.splitlines()[1:])
-    return [(int(pid), int(parent), title) for pid, parent, title in rows]
-
-
-def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What it gives, once that is something."""
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.05)
-    return pytest.fail(f"{what} took longer than {seconds} s")
-
-
 @pytest.fixture(scope="module")
-def three() -> Iterator[Three]:
-    need_ray()
-    set_for_ray = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-    }
-    before = {name: os.environ.get(name) for name in set_for_ray}
-    os.environ.update(set_for_ray)
-    from ray.cluster_utils import Cluster
-
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
-    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    try:
-        cluster = Cluster(
-            initialize_head=True, head_node_args={**node, "include_dashboard": False, "_system_config": quick}
-        )
-        nodes = [cluster.head_node, *(cluster.add_node(wait=False, **node) for _ in "12")]
-        cluster.wait_for_nodes()
-        yield Three(address=cluster.address, cluster=cluster, nodes=nodes)
-        cluster.shutdown()
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+def three() -> Iterator[Nodes]:
+    with cluster_of(1, 1, 1) as nodes:
+        yield nodes
 
 
 @pytest.mark.slow
 def test_ray_gives_what_serial_gives_and_ctrl_c_leaves_no_task(
-    three: Three, tmp_path: Path, two_threads: None, request: pytest.FixtureRequest
+    three: Nodes, tmp_path: Path, two_threads: None, request: pytest.FixtureRequest
 ) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which what is started in the background ignores
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
@@ -353,7 +263,7 @@ def test_ray_gives_what_serial_gives_and_ctrl_c_leaves_no_task(
 
 @pytest.mark.slow
 def test_a_node_that_is_lost_in_mid_scan_loses_nothing(
-    three: Three, tmp_path: Path, one_thread: None, shell: Shell, monkeypatch: pytest.MonkeyPatch
+    three: Nodes, tmp_path: Path, one_thread: None, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ("--labels", "0-5", "--json")
     process = started(tmp_path, "--address", three.address, "--out", "away", *few)
@@ -370,7 +280,7 @@ def test_a_node_that_is_lost_in_mid_scan_loses_nothing(
     assert differing(json.loads(out), here.json) == {"seconds", "command"}
 
 
-def frozen(three: Three, node: int) -> int:
+def frozen(three: Nodes, node: int) -> int:
     """A process of the node that was stopped while it was at a block of ours; 0 where there is none just now."""
     for pid in three.busy(node):
         os.kill(pid, signal.SIGSTOP)

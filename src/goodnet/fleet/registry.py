@@ -23,7 +23,7 @@ class Registry:
         versions: of the model, in their order.
 
     Raises:
-        UsageError: mlflow is not installed, or does not give the model.
+        UsageError: mlflow is not installed, nothing says where the registry is, or it does not give the model.
     """
 
     def __init__(self, address: str):
@@ -36,6 +36,11 @@ class Registry:
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise UsageError(f"{address}: needs mlflow; pip install 'goodnet[mlflow]'") from error
+        if not os.environ.get("MLFLOW_TRACKING_URI"):  # MLflow would make a database in the current folder
+            raise UsageError(
+                f"{address}: nothing says where the registry is; set MLFLOW_TRACKING_URI, as http://host:5000 or "
+                "sqlite:///mlflow.db"
+            )
         self._client: Any = MlflowClient()
         try:
             found = self._versions(version)
