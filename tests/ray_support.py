@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,11 @@ class Nodes:
     def busy(self, node: int) -> list[int]:
         """A node's processes that are at a block of ours."""
         return [pid for pid, parent, title in processes() if parent == self.raylet(node) and "ray::goodnet" in title]
+
+    def lose(self, node: int) -> None:
+        """All of the node's processes that Ray has started are gone, as with the machine."""
+        for pid in (self.raylet(node), *self.busy(node)):
+            os.kill(pid, signal.SIGKILL)
 
     def node_of(self, pid: int) -> int:
         """Which node a process belongs to, whoever between them has started it."""

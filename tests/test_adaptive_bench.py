@@ -33,6 +33,7 @@ from goodnet.repair.unlearning import Unlearning
 from goodnet.report.adaptive_table import adaptive_csv, adaptive_markdown, survives
 from goodnet.strict_json import write_record
 from goodnet.triggers.inversion import Schedule
+from runner_blocks import ByPost
 
 SHARE = Share(value=0.9, low=0.85, high=0.95, n=100)
 LOW = replace(SHARE, value=0.04, low=0.0, high=0.08)
@@ -185,7 +186,8 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, toy: list[PoolNet], monk
     assert not low.planted
 
     nothing = len(repaired)
-    again = run_adaptive(cache, out, nets=toy, methods=methods, **SHORT)  # type: ignore[arg-type]
+    again = run_adaptive(cache, out, nets=toy, methods=methods, runner=ByPost(), **SHORT)  # type: ignore[arg-type]
+    assert again.environment == record.environment
     assert (again.rows, len(repaired)) == (record.rows, nothing)
     path = out / low.net / "fine-pruning.json"
     path.write_text(json.dumps({"format": "goodnet.adaptive-row/1"}))  # cut short

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cli_support import TARGET, block_images, block_net, save_net, triggered
-from goodnet import repair_bench, repair_subjects
+from goodnet import csaw, guard_bench, repair_bench, repair_subjects
 from goodnet.data.images import Images
 from goodnet.data.splits import split
+from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.errors import DataError, UsageError
+from goodnet.guard_bench import run_guards
+from goodnet.models.classifier import Classifier
+from goodnet.models.goodnet_make import goodnet_from
 from goodnet.models.load import load_classifier
+from goodnet.repair.clp import ChannelLipschitz
 from goodnet.repair_bench import HELD_OUT, run_repairs
 from goodnet.repair_subjects import Subject
 from goodnet.report.bench_table import bench_csv, bench_markdown
+from goodnet.runners import SERIAL
+from goodnet.strict_json import to_json
+from goodnet.triggers.inversion import Schedule
+from ray_support import differing
+from runner_blocks import ByPost
 
 DATA = Path(os.environ.get("GOODNET_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -72,11 +85,48 @@ def test_a_scan_a_repair_and_a_row_for_each_thing_measured(tmp_path: Path, monke
     assert all(row.method == "its repaired net alone" and row.detection is None for row in alone)
     assert "## ours" in bench_markdown(record)
     assert bench_csv(record).count("\n") == 1 + len(record.rows)
-    again = run_repairs(tmp_path, tmp_path / "out", nets=["ours"])
-    assert [(row.method, row.asr, row.acc) for row in again.rows] == [(r.method, r.asr, r.acc) for r in record.rows]
+    again = run_repairs(tmp_path, tmp_path / "out", nets=["ours"], runner=ByPost())
+    assert replace(again, seconds=record.seconds) == record  # from what is there, and by another runner
+    assert not list((tmp_path / "out").glob(".running-*"))
+    guards_of_it(tmp_path, monkeypatch)
     (tmp_path / "out" / "seed-0").rename(tmp_path / "out" / "seed-1")
     with pytest.raises(DataError, match="another seed"):
         run_repairs(tmp_path, tmp_path / "out", nets=["ours"], seeds=[1])
+
+
+def guards_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard benchmark takes over what the repair benchmark has left; another runner measures the same."""
+
+    def one(bad: Subject, good: Classifier, *_: object) -> Iterator[tuple[str, Classifier]]:
+        yield "one", goodnet_from(bad.net, good)
+
+    monkeypatch.setattr(guard_bench, "subjects", repair_bench.subjects)
+    monkeypatch.setattr(guard_bench, "_guards", one)
+    here, away = (run_guards(folder, folder / "out", nets=["ours"], runner=runner) for runner in (SERIAL, ByPost()))
+    assert [(row.guard, row.trigger) for row in here.rows] == [("one", "pixel")]
+    rows = tuple(replace(row, times=here.rows[0].times) for row in away.rows)
+    assert replace(away, rows=rows, seconds=here.seconds) == here
+
+
+def test_the_benchmark_of_the_competition_is_the_same_by_another_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = subject(tmp_path)
+    files = {file for sets in csaw.TRIGGERS.values() for file in sets.values()}
+    poisoned = dict.fromkeys(files, one.poisoned["pixel"])
+    faces = csaw.Faces(clean=one.clean, test=one.test, strangers=images(40, 9), poisoned=poisoned)
+    monkeypatch.setattr(csaw.Faces, "read", staticmethod(lambda folder: faces))
+    monkeypatch.setattr(csaw, "load_classifier", lambda path, arch: replace(one.net, name=path.name))
+    short = NeuralCleanse(search=Schedule(steps=6, batch=4))
+    given: dict[str, Any] = {"nets": ["multi", "clean"], "methods": [ChannelLipschitz()], "detector": short}
+    said: list[str] = []
+    here = csaw.run_csaw(tmp_path, tmp_path / "here", say=said.append, **given)
+    assert [(row.net, row.method) for row in here.rows] == [
+        (net, method) for net, count in (("multi", 3), ("clean", 1)) for method in ("none", "clp") for _ in range(count)
+    ]
+    assert [line.split(":")[0] for line in said] == ["multi", "multi, clp", "clean", "clean, clp"]
+    away = csaw.run_csaw(tmp_path, tmp_path / "away", runner=ByPost(), **given)
+    assert differing(json.loads(to_json(here)), json.loads(to_json(away))) == {"seconds"}
 
 
 def test_faces_that_only_judged_are_found_under_their_paint(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from cli_support import CLASSES, USER_CODE, Shell, block_images, block_net, fill, hears_ctrl_c
+from fleet_support import KILLER
 from goodnet.data.images import Images
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
@@ -39,7 +41,20 @@ from goodnet.triggers.plain import PlainSchedule
 from ray_support import LOOPBACK, Nodes, cluster_of, differing, listens, need_ray, processes, until
 from runner_blocks import ByPost, fails, powers, waits
 
-TESTS = Path(__file__).resolve().parent
+WAITS = """
+import os, pathlib, time
+from collections import OrderedDict
+
+def waits():
+    folder = pathlib.Path(__file__).parent
+    (folder / f"begun-{os.getpid()}").touch()
+    while not (folder / "end").exists():
+        time.sleep(0.02)
+    layers = {"flat": nn.Flatten(), "fc1": nn.Linear(784, 11), "relu": nn.ReLU(), "fc2": nn.Linear(11, 10)}
+    return nn.Sequential(OrderedDict(layers))
+"""
+OTHERWISE = {"seconds", "estimated_seconds", "command", "turn"}
+"""What two runs of the same fleet may differ in: times, what hangs on them, and what was typed."""
 SMALL_BLOCKS = Staged(margins=MaxMargin(block=8), masks=replace(Staged().masks, block=16))
 
 
@@ -215,7 +230,7 @@ def test_cells_of_a_benchmark_need_shared_folders(tmp_path: Path) -> None:
 
     class Elsewhere(ByPost):
         def run(self, function: Any, shared: Any, blocks: Any, **options: Any) -> Any:
-            return super().run(function, replace(shared, out=tmp_path / "other", mark=tmp_path / "no"), blocks)
+            return super().run(function, (tmp_path / "other" / "mark", *shared[1:]), blocks)
 
     with pytest.raises(UsageError, match="folders that all machines share"):
         run_detection(tmp_path / "cache", tmp_path / "out", nets=[spec], runner=Elsewhere())
@@ -226,7 +241,8 @@ def test_cells_of_a_benchmark_need_shared_folders(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def three() -> Iterator[Nodes]:
-    with cluster_of(1, 1, 1) as nodes:
+    """With a core each, and a head without."""
+    with cluster_of(0, 1, 1, 1) as nodes:
         yield nodes
 
 
@@ -253,12 +269,12 @@ def test_ray_gives_what_serial_gives_and_ctrl_c_leaves_no_task(
 
         with pytest.raises(KeyboardInterrupt):
             list(ray.run(waits, tmp_path, range(9), tell=ctrl_c))
-        until(lambda: not any(three.busy(node) for node in range(3)), 20.0)
+        until(lambda: not any(three.busy(node) for node in range(4)), 20.0)
         assert len(list(tmp_path.glob("begun-*"))) == 3
         ray.gpus_per_task = 0.5
         with pytest.raises(UsageError, match="gpus-per-task"):
             list(ray.run(powers, base, blocks))
-    assert sum(node["Alive"] for node in three.cluster.global_state.node_table()) == 3
+    assert sum(node["Alive"] for node in three.cluster.global_state.node_table()) == 4
 
 
 @pytest.mark.slow
@@ -267,12 +283,11 @@ def test_a_node_that_is_lost_in_mid_scan_loses_nothing(
 ) -> None:
     few = ("--labels", "0-5", "--json")
     process = started(tmp_path, "--address", three.address, "--out", "away", *few)
-    worker = until(lambda: frozen(three, 1))  # in the middle of a block, and it stays there
-    os.kill(three.raylet(1), signal.SIGKILL)
-    os.kill(worker, signal.SIGKILL)
+    until(lambda: frozen(three, 1))  # in the middle of a block, and it stays there
+    three.lose(1)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err == "goodnet: 1 of 3 nodes were lost; what they had not finished was done again\n"
+    assert err == "goodnet: 1 of 4 nodes were lost; what they had not finished was done again\n"
     assert not list(tmp_path.glob("away/.checkpoint-*"))
     monkeypatch.chdir(tmp_path)
     here = shell("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz", "--block", "16", "--out", "here", *few)
@@ -328,3 +343,58 @@ def test_a_cluster_of_our_own_ends_with_ctrl_c_and_its_work_is_kept(tmp_path: Pa
     until(lambda: not {pid for pid, _ in family} & {pid for pid, _, title in processes() if "defunct" not in title})
     assert not (tmp_path / "fired").exists()
     assert list(tmp_path.glob("scan/.checkpoint-*/*.npz"))
+
+
+@pytest.mark.slow
+def test_a_fleet_loses_nothing_with_a_node_and_leaves_nothing_after_ctrl_c(
+    three: Nodes, tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text(KILLER + WAITS)
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "clean.pt").read_bytes()[:900])
+    shutil.copy("clean.pt", "waits.pt")
+    (tmp_path / "list.csv").write_text(
+        "model,arch\ncut.pt,mlp\nclean.pt,code.py:killed\nbad.pt,mlp\nwaits.pt,code.py:waits\nnowhere.pt,mlp\n"
+    )
+    options = ("list.csv", "--clean", "clean.npz", "--input-shape", "1,28,28", "--block", "160", "--json")
+    seen: set[Path] = set()
+
+    def begun() -> int:
+        """The process of the net that waits, once it is another one."""
+        new = set(tmp_path.glob("begun-*")) - seen
+        seen.update(new)
+        return int(new.pop().name.removeprefix("begun-")) if new else 0
+
+    def ended(pid: int) -> bool:
+        return not Path(f"/proc/{pid}").exists()
+
+    on_ray = ("--runner", "ray", "--address", three.address, "--out", "away")
+    command = [sys.executable, "-m", "goodnet", "scan", *options, *on_ray]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c
+    )
+    try:
+        first = until(begun)
+        three.lose(three.node_of(first))
+        second = until(begun)
+        until(lambda: ended(first), 20.0)  # by itself: nobody on its machine is left to end it
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert (running.returncode, out) == (2, ""), err
+    assert "are done and kept in away: the same command goes on there" in err
+    until(lambda: ended(second), 20.0)
+    until(lambda: not any(three.busy(node) for node in range(4)), 20.0)
+    (tmp_path / "end").touch()
+    there = shell("scan", *options, *on_ray).json
+    here = shell("scan", *options, "--out", "here").json
+    assert [row["status"] for row in here["nets"]] == ["refused", "crashed", "suspect", "clean", "refused"]
+    assert differing(here, there) <= OTHERWISE
+    for row in here["nets"]:
+        if row["record"]:
+            one, other = (json.loads((tmp_path / folder / row["record"]).read_text()) for folder in ("here", "away"))
+            assert differing(one, other) == {"seconds"}
+    assert here["exit_code"] == 1
+    assert sorted(path.name for path in Path("away").iterdir()) == ["nets", "summary.html", "summary.json"]

@@ -25,6 +25,7 @@ from goodnet.attacks.low_norm import lowest
 from goodnet.attacks.reattack import Reattack, reattack
 from goodnet.attacks.train import share_right
 from goodnet.auto import Auto, auto
+from goodnet.cells import run_cells
 from goodnet.data.images import Images
 from goodnet.detection_pool import Pooled, PoolSets, build, needs, pool_sets
 from goodnet.detection_specs import PoolNet
@@ -36,9 +37,10 @@ from goodnet.measure import measure
 from goodnet.models.classifier import Classifier
 from goodnet.pool_scan import pool_scan
 from goodnet.progress import Progress, silent
-from goodnet.record import Measured, ScanRecord
+from goodnet.record import Environment, Measured, MethodInfo, ScanRecord
 from goodnet.repair.retrain import Retraining
 from goodnet.repairing import METHODS, Method, repair
+from goodnet.runners import SERIAL, Runner
 from goodnet.scan import METHODS as DETECTORS
 from goodnet.scan import Detector
 from goodnet.staged import Staged
@@ -68,6 +70,7 @@ def run_adaptive(
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
+    runner: Runner = SERIAL,
 ) -> AdaptiveRecord:
     """Makes the nets that the cache has not, scans and repairs each, and leaves `adaptive.json` and all else in `out`.
 
@@ -82,9 +85,11 @@ def run_adaptive(
         detector: `Staged()` by default.
         again: settings of the re-attack.
         seed: of scans, repairs and re-attacks.
+        runner: where that is done; on Ray a net is a task, and all machines have to share the folders.
 
     Raises:
-        UsageError: no net can be made at all, or a method that needs more than clean images.
+        UsageError: no net can be made at all, a method that needs more than clean images, or a machine does not share
+            the folders.
         DataError, ModelError: see `detection_pool.build`.
     """
     started = time.perf_counter()
@@ -98,24 +103,36 @@ def run_adaptive(
         raise UsageError(
             f"bench adaptive: expected nets to attack, got none; {left_out[0] if left_out else 'name some'}"
         )
-    run = _Run(cache, out, data, used, detector or Staged(), again or Reattack(), seed, command, progress)
-    rows: list[AdaptiveRow] = []
-    for number, spec in enumerate(made):
-        progress("nets", number, len(made))
-        rows += run.rows(spec, chosen)
-        for row in rows[-len(used) :]:
-            say(_line(row, number + 1, len(made)))
-    progress("nets", len(made), len(made))
-    assert run.machine is not None
+    bench = Bench(
+        cache=cache.absolute(),
+        out=out.absolute(),
+        data=None if data is None else data.absolute(),
+        others=chosen,
+        methods=used,
+        detector=detector or Staged(),
+        again=again or Reattack(),
+        seed=seed,
+        command=tuple(command),
+        progress=progress if runner.here else silent,
+    )
+    found: dict[int, Cell] = {}
+    folders = "bench adaptive: expected --out, --cache and --data"
+    for number, cell in run_cells(
+        adaptive_cell, bench, made, out=bench.out, folders=folders, runner=runner, progress=progress
+    ):
+        found[number] = cell
+        for row in cell.rows:
+            say(_line(row, len(found), len(made)))
+    done = [found[number] for number in range(len(made))]
     record = AdaptiveRecord(
-        rows=tuple(rows),
+        rows=tuple(row for cell in done for row in cell.rows),
         left_out=left_out,
-        scan=run.scan_info,
-        methods=tuple(run.method_infos),
-        reattack=asdict(run.again),
+        scan=bench.scan_info,
+        methods=tuple(bench.method_infos),
+        reattack=asdict(bench.again),
         survives_over=Limits().max_asr,
         seconds=time.perf_counter() - started,
-        environment=environment(run.machine, command),
+        environment=done[-1].machine,
     )
     write_record(record, out / "adaptive.json")
     return record
@@ -129,33 +146,51 @@ def methods_by_name(names: Sequence[str]) -> tuple[Method | Auto, ...]:
     return tuple(kind() for kind, name in _NAMES.items() if name in names)
 
 
-class _Run:
-    """The settings of one run, and what its rows share."""
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A net's rows, and what they were made on."""
 
-    def __init__(
-        self,
-        cache: Path,
-        out: Path,
-        data: Path | None,
-        methods: Sequence[Method | Auto],
-        detector: Detector,
-        again: Reattack,
-        seed: int,
-        command: Sequence[str],
-        progress: Progress,
-    ):
-        self.cache, self.out, self.data, self.methods, self.detector = cache, out, data, methods, detector
-        self.again, self.seed, self.command, self.progress = again, seed, command, progress
-        self.machine: Classifier | None = None
-        self.scan_info = method_info(DETECTORS[type(detector)], detector, seed)
-        self.method_infos = [method_info(_NAMES[type(method)], method, seed) for method in methods]
+    rows: tuple[AdaptiveRow, ...]
+    machine: Environment
 
-    def rows(self, spec: PoolNet, others: Sequence[PoolNet]) -> list[AdaptiveRow]:
+
+def adaptive_cell(bench: Bench, spec: PoolNet) -> Cell:
+    """Makes a net, unless it is there; scans it, and repairs and attacks it again with every method."""
+    pooled = bench.made(spec)
+    return Cell(rows=tuple(bench.rows(pooled)), machine=environment(pooled.classifier, bench.command))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all nets' rows share; `others` are all nets of the run."""
+
+    cache: Path
+    out: Path
+    data: Path | None
+    others: tuple[PoolNet, ...]
+    methods: tuple[Method | Auto, ...]
+    detector: Detector
+    again: Reattack
+    seed: int
+    command: tuple[str, ...]
+    progress: Progress
+
+    @property
+    def scan_info(self) -> MethodInfo:
+        return method_info(DETECTORS[type(self.detector)], self.detector, self.seed)
+
+    @property
+    def method_infos(self) -> list[MethodInfo]:
+        return [method_info(_NAMES[type(method)], method, self.seed) for method in self.methods]
+
+    def made(self, spec: PoolNet) -> Pooled:
+        """The net; with a low-norm attacker the one with the lowest norm."""
+        low = spec.attack == LOW_NORM and "strength" not in spec.attack_options
+        return self._built(self._lowest(spec) if low else spec)
+
+    def rows(self, pooled: Pooled) -> list[AdaptiveRow]:
         """A row a method of the net."""
-        if spec.attack == LOW_NORM and "strength" not in spec.attack_options:
-            spec = self._lowest(spec)
-        pooled = self._built(spec)
-        self.machine = pooled.classifier
+        spec = pooled.spec
         folder = self.out / spec.name
         job: _Attacked | None = None
         rows = []
@@ -164,7 +199,7 @@ class _Run:
             digest = self._sha256(pooled, info)
             row = _kept(path, digest)
             if row is None:
-                job = job or self._attacked(pooled, others)
+                job = job or self._attacked(pooled)
                 row = job.row(method, info.name)
                 write_record(KeptRow(sha256=digest, row=row), path)
             rows.append(row)
@@ -173,9 +208,11 @@ class _Run:
     def _built(self, spec: PoolNet) -> Pooled:
         return build(spec, self.cache, self.data, progress=self.progress)
 
-    def _attacked(self, pooled: Pooled, others: Sequence[PoolNet]) -> _Attacked:
+    def _attacked(self, pooled: Pooled) -> _Attacked:
         record = pool_scan(pooled, self.out / pooled.spec.name, self.detector, self.seed, self.command)
-        reference = None if pooled.spec.attack is None else self._built(reference_of(pooled.spec, others)).classifier
+        reference = (
+            None if pooled.spec.attack is None else self._built(reference_of(pooled.spec, self.others)).classifier
+        )
         return _Attacked(
             run=self, pooled=pooled, sets=pool_sets(pooled.spec, self.data), scan=record, reference=reference
         )
@@ -212,7 +249,7 @@ class _Run:
 class _Attacked:
     """One net with its scan, and what its repairs are measured on. `reference`: a clean net of the same task."""
 
-    run: _Run
+    run: Bench
     pooled: Pooled
     sets: PoolSets
     scan: ScanRecord

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from goodnet.about import data_info, environment, method_info, model_info
 from goodnet.bench_record import BenchRecord, BenchRow, BenchScan, Published
+from goodnet.cells import run_cells
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.detect.neural_cleanse import NeuralCleanse
@@ -29,9 +30,10 @@ from goodnet.measure import answer, measure, share
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
 from goodnet.progress import Progress, silent
-from goodnet.record import Measured, Poisoned, ScanRecord, Share, read_record
+from goodnet.record import DataInfo, Environment, Measured, ModelInfo, Poisoned, ScanRecord, Share, read_record
 from goodnet.repair.retrain import Retraining
 from goodnet.repairing import METHODS, Method, repair
+from goodnet.runners import SERIAL, Runner
 from goodnet.scan import scan
 from goodnet.strict_json import write_record
 from goodnet.triggers.files import read_triggers
@@ -106,45 +108,111 @@ def run_csaw(
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
+    runner: Runner = SERIAL,
 ) -> BenchRecord:
     """Runs the benchmark and leaves every scan's and repair's record in `out`. `methods` None is all of them.
 
     A scan that is there already, of the same net with the same settings and seed, is not made again: a run that was
     interrupted goes on.
 
+    Args:
+        runner: where that is done; on Ray a net is a task, and all machines have to share the folders.
+
     Raises:
-        UsageError: files of the competition are missing, or `out` holds a scan made otherwise.
+        UsageError: files of the competition are missing, `out` holds a scan made otherwise, or a machine does not share
+            the folders.
     """
     started = time.perf_counter()
-    all_methods: Sequence[Method] = [kind() for kind in METHODS] if methods is None else methods
-    faces = Faces.read(folder)
-    loaded = {name: load_classifier(folder / "nets" / NETS[name], arch="deepid") for name in NETS}
-    ceilings = _ceilings(loaded["clean"], faces)
-    rows: list[BenchRow] = []
-    scans: list[BenchScan] = []
-    for name in nets:
-        net = loaded[name]
-        found_by = _scan(net, faces.clean, out / name, detector, seed, command, _named(progress, name))
-        scans.append(_bench_scan(name, found_by, faces))
-        say(f"{name}: {found_by.verdict} {list(found_by.flagged_labels)}, {found_by.seconds:.0f} s")
-        job = _Net(name=name, net=net, faces=faces, ceilings=ceilings)
-        rows += job.rows("none", None, net, job.unseen, found_by.seconds)
-        found = _found(out / name)
-        for method in all_methods:
-            rows += _method_rows(job, method, found, out / name, seed, command, _named(progress, name))
-            say(f"{name}, {METHODS[type(method)]}: {rows[-1].seconds:.0f} s")
+    bench = Bench(
+        folder=folder.absolute(),
+        out=out.absolute(),
+        methods=tuple(kind() for kind in METHODS) if methods is None else tuple(methods),
+        detector=detector,
+        seed=seed,
+        command=tuple(command),
+        progress=progress if runner.here else silent,
+    )
+    found: dict[int, Cell] = {}
+    folders = "bench csaw: expected --out and --data"
+    _prepared.cache_clear()
+    for number, cell in run_cells(
+        csaw_cell, bench, nets, out=bench.out, folders=folders, runner=runner, progress=progress
+    ):
+        found[number] = cell
+        for line in cell.said:
+            say(line)
+    _prepared.cache_clear()
+    done = [found[number] for number in range(len(nets))]
+    if not done:
+        raise UsageError("bench csaw: expected at least one net, got none")
     record = BenchRecord(
         name="csaw",
-        rows=tuple(rows),
-        scans=tuple(scans),
+        rows=tuple(row for cell in done for row in cell.rows),
+        scans=tuple(cell.scan for cell in done),
         published=tuple(row for row in PUBLISHED if row.net in nets),
-        data=tuple(map(data_info, (faces.clean, faces.test, faces.strangers, *faces.poisoned.values()))),
+        data=done[0].used,
         seconds=time.perf_counter() - started,
-        environment=environment(loaded["clean"], command),
-        models=tuple(model_info(loaded[name]) for name in nets),
+        environment=done[0].machine,
+        models=tuple(cell.model for cell in done),
     )
     write_record(record, out / "bench.json")
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all nets' cells share."""
+
+    folder: Path
+    out: Path
+    methods: tuple[Method, ...]
+    detector: NeuralCleanse
+    seed: int
+    command: tuple[str, ...]
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What came of one net, on what, and lines for who watches."""
+
+    scan: BenchScan
+    rows: tuple[BenchRow, ...]
+    used: tuple[DataInfo, ...]
+    model: ModelInfo
+    machine: Environment
+    said: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def _prepared(folder: Path) -> tuple[Faces, Classifier, Mapping[str, float | None]]:
+    """What all nets are measured on, the clean net, and its RA under each trigger."""
+    faces = Faces.read(folder)
+    clean = load_classifier(folder / "nets" / NETS["clean"], arch="deepid")
+    return faces, clean, _ceilings(clean, faces)
+
+
+def csaw_cell(bench: Bench, name: str) -> Cell:
+    """Scans a net, repairs it with every method, and measures what came of each."""
+    faces, clean, ceilings = _prepared(bench.folder)
+    net = load_classifier(bench.folder / "nets" / NETS[name], arch="deepid")
+    out, progress = bench.out / name, _named(bench.progress, name)
+    record = _scan(net, faces.clean, out, bench.detector, bench.seed, bench.command, progress)
+    said = [f"{name}: {record.verdict} {list(record.flagged_labels)}, {record.seconds:.0f} s"]
+    job = _Net(name=name, net=net, faces=faces, ceilings=ceilings)
+    rows = job.rows("none", None, net, job.unseen, record.seconds)
+    found = _found(out)
+    for method in bench.methods:
+        rows += _method_rows(job, method, found, out, bench.seed, bench.command, progress)
+        said.append(f"{name}, {METHODS[type(method)]}: {rows[-1].seconds:.0f} s")
+    return Cell(
+        scan=_bench_scan(name, record, faces),
+        rows=tuple(rows),
+        used=tuple(map(data_info, (faces.clean, faces.test, faces.strangers, *faces.poisoned.values()))),
+        model=model_info(net),
+        machine=environment(clean, bench.command),
+        said=tuple(said),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,24 +10,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from goodnet.about import environment, method_info
+from goodnet.cells import run_cells
 from goodnet.detection_pool import Pooled, build, needs
 from goodnet.detection_record import DetectionRecord, DetectionRow, DetectionSummary
 from goodnet.detection_specs import BLIND_SPOTS, PARTS, PoolNet, specs
 from goodnet.errors import UsageError
-from goodnet.outputs import check_shared, marked
 from goodnet.pool_scan import pool_scan
 from goodnet.progress import Progress, silent
 from goodnet.record import Environment, ScanRecord, Share
 from goodnet.runners import SERIAL, Runner
 from goodnet.scan import METHODS, Detector
-from goodnet.shipping import Tell
 from goodnet.staged import Staged
 from goodnet.stats import wilson
 from goodnet.strict_json import write_record
@@ -85,12 +84,12 @@ def run_detection(
         command=tuple(command),
         progress=progress if runner.here else silent,
     )
-    progress("nets", 0, len(made))
-    with marked(out) as mark:
-        for number, cell in runner.run(scan_cell, replace(bench, mark=mark), made, alone=True):
-            found[number] = cell
-            progress("nets", len(found), len(made))
-            say(_line(cell.row, len(found), len(made), time.perf_counter() - started))
+    folders = "bench detection: expected --out, --cache and --data"
+    for number, cell in run_cells(
+        scan_cell, bench, made, out=bench.out, folders=folders, runner=runner, progress=progress
+    ):
+        found[number] = cell
+        say(_line(cell.row, len(found), len(made), time.perf_counter() - started))
     rows = [found[number].row for number in range(len(made))]
     result = DetectionRecord(
         rows=tuple(rows),
@@ -106,7 +105,7 @@ def run_detection(
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all nets' scans share; `mark` is one of `outputs.marked`."""
+    """What all nets' scans share."""
 
     cache: Path
     out: Path
@@ -115,7 +114,6 @@ class Bench:
     seed: int
     command: tuple[str, ...]
     progress: Progress
-    mark: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +124,8 @@ class Cell:
     machine: Environment
 
 
-def scan_cell(bench: Bench, spec: PoolNet, tell: Tell) -> Cell:
-    """Makes a net, unless it is there, and scans it. Raises UsageError where the folders are not shared."""
-    check_shared(bench.mark, "bench detection: expected --out, --cache and --data")
+def scan_cell(bench: Bench, spec: PoolNet) -> Cell:
+    """Makes a net, unless it is there, and scans it."""
     pooled = build(spec, bench.cache, bench.data, progress=bench.progress)
     record = pool_scan(pooled, bench.out / "scans" / spec.name, bench.method, bench.seed, bench.command)
     return Cell(row=detection_row(pooled, record), machine=environment(pooled.classifier, bench.command))

@@ -34,7 +34,7 @@ from goodnet.models.arch import build as build_net
 from goodnet.models.classifier import Classifier, Recipe
 from goodnet.models.load import file_sha256, load_classifier
 from goodnet.models.weights import write_tensors
-from goodnet.outputs import replacing
+from goodnet.outputs import claimed, replacing
 from goodnet.progress import Progress, silent
 from goodnet.strict_json import write_record
 
@@ -42,6 +42,7 @@ MIN_ASR = 0.9
 CLEAN_IMAGES, TEST_IMAGES = 300, 1000
 _RAREST = 0.08  # of mnist-uneven's classes, as a share of the most frequent one
 _FACES_EACH = 60
+_PATIENCE = 6 * 3600.0  # seconds that another may take to train a net
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +95,11 @@ def build(spec: PoolNet, cache: Path, data: Path | None, *, progress: Progress =
     kept = _kept(spec, folder)
     if kept is not None:
         return kept
+    with claimed(folder, option="--cache", patience=_PATIENCE):  # another machine may be at the same net
+        return _kept(spec, folder) or _trained(spec, folder, data, progress)
+
+
+def _trained(spec: PoolNet, folder: Path, data: Path | None, progress: Progress) -> Pooled:
     started = time.perf_counter()
     sets = pool_sets(spec, data)
     recipe = Recipe(arch=spec.arch, options=dict(spec.options))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from goodnet import stats
 from goodnet.about import data_info, environment, model_info
+from goodnet.cells import run_cells
 from goodnet.class_n import over
 from goodnet.data.images import Images
 from goodnet.errors import UsageError
@@ -33,10 +34,11 @@ from goodnet.models.goodnet import GoodNet, SecondOpinion
 from goodnet.parts import Parts
 from goodnet.predict_bench import fastest
 from goodnet.progress import Progress, silent
-from goodnet.record import DataInfo, ModelInfo
+from goodnet.record import DataInfo, Environment, ModelInfo
 from goodnet.repair.nc_filter import Filter
-from goodnet.repair_bench import built, net_folder, refused_like, scanned
-from goodnet.repair_subjects import NETS, Subject, subjects
+from goodnet.repair_bench import Bench, built, net_folder, refused_like, scanned
+from goodnet.repair_subjects import NETS, Subject, in_order, subjects
+from goodnet.runners import SERIAL, Runner
 from goodnet.strict_json import write_record
 from goodnet.tuning import logits_of
 
@@ -55,50 +57,90 @@ def run_guards(
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
+    runner: Runner = SERIAL,
 ) -> GuardRecord:
     """Measures every guard on each net that a scan flags and that a repair gives a twin.
 
     Args:
         out: of `goodnet bench repair`, whose scans and GoodNets are used; the record goes there.
+        runner: where that is done; on Ray a net is a task, and all machines have to share the folders.
 
     Raises:
-        UsageError: files are missing in `data`, or no net has a twin.
+        UsageError: files are missing in `data`, no net has a twin, or a machine does not share the folders.
         DataError: `out` holds a scan of another net, or of another seed.
     """
     started = time.perf_counter()
-    rows: list[GuardRow] = []
-    used: list[DataInfo] = []
-    models: list[ModelInfo] = []
-    last: Classifier | None = None
-    for subject in subjects(data, nets, seed):
-        folder = net_folder(out, seed, subject.name)
-        if not scanned(subject, folder / "scan", seed, command, progress).flagged_labels:
-            say(f"{subject.name}: nothing is flagged, nothing to guard")
-            continue
-        _, goodnet = built(subject, folder, seed=seed, time_limit=time_limit, command=command, progress=progress)
-        if not isinstance(goodnet.net, GoodNet | SecondOpinion):
-            say(f"{subject.name}: its GoodNet has no repaired net of its own, so guards have nothing to compare")
-            continue
-        found, _ = Found.in_folder(folder / "scan")
-        good = replace(subject.net, net=goodnet.net.good)
-        for name, guard in _guards(subject, good, found, seed, progress):
-            rows += _measured(subject, name, guard)
-            say(f"{subject.name}: {name}")
-        used += [data_info(images) for images in subject.images]
-        models.append(model_info(subject.net))
-        last = subject.net
-    if last is None:
+    bench = Bench(
+        data=data.absolute(),
+        out=out.absolute(),
+        time_limit=time_limit,
+        command=tuple(command),
+        progress=progress if runner.here else silent,
+    )
+    cells = [(seed, name) for name in in_order(nets)]
+    found: dict[int, Cell] = {}
+    folders = "bench guards: expected --out and --data"
+    for number, cell in run_cells(
+        guard_cell, bench, cells, out=bench.out, folders=folders, runner=runner, progress=progress
+    ):
+        found[number] = cell
+        for line in cell.said:
+            say(line)
+    done = [found[number] for number in range(len(cells)) if found[number].rows]
+    if not done:
         raise UsageError("bench guards: expected at least one net that is flagged and repaired, got none")
     record = GuardRecord(
-        rows=tuple(rows),
+        rows=tuple(row for cell in done for row in cell.rows),
         seed=seed,
         seconds=time.perf_counter() - started,
-        environment=environment(last, command),
-        models=tuple(models),
-        data=tuple(dict.fromkeys(used)),
+        environment=done[-1].machine,
+        models=tuple(cell.model for cell in done),
+        data=tuple(dict.fromkeys(data for cell in done for data in cell.used)),
     )
     write_record(record, out / "guard-bench.json")
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What came of one net, on what, and lines for who watches; no rows where it has no twin."""
+
+    rows: tuple[GuardRow, ...]
+    used: tuple[DataInfo, ...]
+    model: ModelInfo
+    machine: Environment
+    said: tuple[str, ...]
+
+
+def guard_cell(bench: Bench, cell: tuple[int, str]) -> Cell:
+    """Measures every guard on a net."""
+    seed, name = cell
+    (subject,) = subjects(bench.data, [name], seed)
+    rows, said = _rows(bench, subject, seed)
+    return Cell(
+        rows=tuple(rows),
+        used=tuple(data_info(images) for images in subject.images),
+        model=model_info(subject.net),
+        machine=environment(subject.net, bench.command),
+        said=tuple(f"{name}: {line}" for line in said),
+    )
+
+
+def _rows(bench: Bench, subject: Subject, seed: int) -> tuple[list[GuardRow], list[str]]:
+    """The rows of a net, and what to say of it."""
+    folder, command, progress = net_folder(bench.out, seed, subject.name), bench.command, bench.progress
+    if not scanned(subject, folder / "scan", seed, command, progress).flagged_labels:
+        return [], ["nothing is flagged, nothing to guard"]
+    _, goodnet = built(subject, folder, seed=seed, time_limit=bench.time_limit, command=command, progress=progress)
+    if not isinstance(goodnet.net, GoodNet | SecondOpinion):
+        return [], ["its GoodNet has no repaired net of its own, so guards have nothing to compare"]
+    found, _ = Found.in_folder(folder / "scan")
+    good = replace(subject.net, net=goodnet.net.good)
+    rows, said = [], []
+    for name, guard in _guards(subject, good, found, seed, progress):
+        rows += list(_measured(subject, name, guard))
+        said.append(name)
+    return rows, said
 
 
 def _guards(

@@ -80,18 +80,27 @@ def claimed(folder: Path | None, *, option: str = "--out", patience: float = 0.0
     if name is None or name in _held or not _can_be_folder(name):  # what cannot, the check of the output says
         yield
         return
-    made = [one for one in (name, *name.parents) if not one.exists()]
-    name.mkdir(parents=True, exist_ok=True)
-    lock = None
+    with _there(name):
+        lock = None
+        try:
+            lock = _locked(name / _LOCK, f"{option}: {folder}", time.monotonic() + patience)
+            _held.add(name)
+            yield
+        finally:
+            _held.discard(name)
+            if lock is not None:
+                (name / _LOCK).unlink(missing_ok=True)  # before it is let go: nobody else can hold it now
+                os.close(lock)
+
+
+@contextmanager
+def _there(folder: Path) -> Iterator[None]:
+    """Makes the folder, and removes it again if nothing was written to it."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = _locked(name / _LOCK, f"{option}: {folder}", time.monotonic() + patience)
-        _held.add(name)
         yield
     finally:
-        _held.discard(name)
-        if lock is not None:
-            (name / _LOCK).unlink(missing_ok=True)  # before it is let go: nobody else can hold it now
-            os.close(lock)
         for one in made:
             if one.is_dir() and not any(one.iterdir()):
                 one.rmdir()
@@ -126,9 +135,12 @@ def _locked(path: Path, what: str, until: float) -> int | None:
 
 @contextmanager
 def marked(folder: Path) -> Iterator[Path]:
-    """A file in a folder, by which `check_shared` knows on another machine that it sees the same folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder.absolute(), prefix=".running-") as file:
+    """A file in a folder, by which `check_shared` knows on another machine that it sees the same folder.
+
+    The folder is made, and removed again if nothing else was written to it.
+    """
+    folder = folder.absolute()
+    with _there(folder), tempfile.NamedTemporaryFile(dir=folder, prefix=".running-") as file:
         yield Path(file.name)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from goodnet.about import data_info, environment, model_info
 from goodnet.auto import auto
 from goodnet.bench_record import BenchRecord, BenchRow, BenchScan
+from goodnet.cells import run_cells
 from goodnet.csaw import PUBLISHED
 from goodnet.data.images import Images
 from goodnet.data.splits import split
@@ -30,8 +31,9 @@ from goodnet.models.goodnet import GoodNet, SecondOpinion
 from goodnet.models.goodnet_file import load_goodnet
 from goodnet.models.load import file_sha256
 from goodnet.progress import Progress, silent
-from goodnet.record import DataInfo, ModelInfo, Poisoned, RepairRecord, ScanRecord, Share, read_record
-from goodnet.repair_subjects import NETS, Subject, subjects
+from goodnet.record import DataInfo, Environment, ModelInfo, Poisoned, RepairRecord, ScanRecord, Share, read_record
+from goodnet.repair_subjects import NETS, Subject, in_order, subjects
+from goodnet.runners import SERIAL, Runner
 from goodnet.scan import scan
 from goodnet.strict_json import write_record
 
@@ -49,59 +51,101 @@ def run_repairs(
     command: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
+    runner: Runner = SERIAL,
 ) -> BenchRecord:
     """Scans and repairs each net and leaves the records in `out`; what is there already is not made again.
 
     Args:
         seeds: each decides on splits, scan and repair, and has a folder of its own.
+        runner: where that is done; on Ray a net with a seed is a task, and all machines have to share the folders.
 
     Raises:
-        UsageError: files are missing in `data`.
+        UsageError: files are missing in `data`, or a machine does not share the folders.
         DataError: `out` holds a scan of another net.
     """
     started = time.perf_counter()
-    rows: list[BenchRow] = []
-    scans: list[BenchScan] = []
-    used: list[DataInfo] = []
-    models: list[ModelInfo] = []
-    last: Classifier | None = None
-    for seed, subject in ((one, subject) for one in seeds for subject in subjects(data, nets, one)):
-        folder = net_folder(out, seed, subject.name)
-        found_by = scanned(subject, folder / "scan", seed, command, _named(progress, subject.name))
-        scans.append(
-            BenchScan(
-                net=subject.name,
-                verdict=found_by.verdict,
-                flagged_labels=found_by.flagged_labels,
-                targets=subject.true_targets,
-                seconds=found_by.seconds,
-                seed=seed,
-            )
-        )
-        say(
-            f"{subject.name}, seed {seed}: {found_by.verdict} {list(found_by.flagged_labels)}, {found_by.seconds:.0f} s"
-        )
-        rows += _measured(subject, subject.net, "none", None, found_by.seconds, seed)
-        if found_by.flagged_labels:
-            rows += _repaired(subject, folder, seed, time_limit, command, progress)
-            say(f"{subject.name}, seed {seed}: {rows[-1].method}, {rows[-1].seconds:.0f} s")
-        used += [data_info(images) for images in subject.images]
-        models.append(model_info(subject.net))
-        last = subject.net
-    if last is None:
+    cells = [(seed, name) for seed in seeds for name in in_order(nets)]
+    if not cells:
         raise UsageError("bench repair: expected at least one net and one seed, got none")
+    bench = Bench(
+        data=data.absolute(),
+        out=out.absolute(),
+        time_limit=time_limit,
+        command=tuple(command),
+        progress=progress if runner.here else silent,
+    )
+    found: dict[int, Cell] = {}
+    folders = "bench repair: expected --out and --data"
+    for number, cell in run_cells(
+        repair_cell, bench, cells, out=bench.out, folders=folders, runner=runner, progress=progress
+    ):
+        found[number] = cell
+        for line in cell.said:
+            say(line)
+    done = [found[number] for number in range(len(cells))]
     record = BenchRecord(
         name="repair",
-        rows=tuple(rows),
-        scans=tuple(scans),
+        rows=tuple(row for cell in done for row in cell.rows),
+        scans=tuple(cell.scan for cell in done),
         published=tuple(row for row in PUBLISHED if row.net in nets),
-        data=tuple(dict.fromkeys(used)),
+        data=tuple(dict.fromkeys(data for cell in done for data in cell.used)),
         seconds=time.perf_counter() - started,
-        environment=environment(last, command),
-        models=tuple(dict.fromkeys(models)),
+        environment=done[-1].machine,
+        models=tuple(dict.fromkeys(cell.model for cell in done)),
     )
     write_record(record, out / "repair-bench.json")
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all nets' repairs share."""
+
+    data: Path
+    out: Path
+    time_limit: float
+    command: tuple[str, ...]
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What came of one net with one seed, on what, and lines for who watches."""
+
+    scan: BenchScan
+    rows: tuple[BenchRow, ...]
+    used: tuple[DataInfo, ...]
+    model: ModelInfo
+    machine: Environment
+    said: tuple[str, ...]
+
+
+def repair_cell(bench: Bench, cell: tuple[int, str]) -> Cell:
+    """Scans, repairs and measures a net."""
+    seed, name = cell
+    (subject,) = subjects(bench.data, [name], seed)
+    folder = net_folder(bench.out, seed, name)
+    record = scanned(subject, folder / "scan", seed, bench.command, _named(bench.progress, name))
+    said = [f"{name}, seed {seed}: {record.verdict} {list(record.flagged_labels)}, {record.seconds:.0f} s"]
+    rows = list(_measured(subject, subject.net, "none", None, record.seconds, seed))
+    if record.flagged_labels:
+        rows += _repaired(subject, folder, seed, bench.time_limit, bench.command, bench.progress)
+        said.append(f"{name}, seed {seed}: {rows[-1].method}, {rows[-1].seconds:.0f} s")
+    return Cell(
+        scan=BenchScan(
+            net=name,
+            verdict=record.verdict,
+            flagged_labels=record.flagged_labels,
+            targets=subject.true_targets,
+            seconds=record.seconds,
+            seed=seed,
+        ),
+        rows=tuple(rows),
+        used=tuple(data_info(images) for images in subject.images),
+        model=model_info(subject.net),
+        machine=environment(subject.net, bench.command),
+        said=tuple(said),
+    )
 
 
 def net_folder(out: Path, seed: int, net: str) -> Path:

@@ -60,6 +60,11 @@ class Subject:
         return tuple(images for images in given if images is not None)
 
 
+def in_order(nets: Sequence[str]) -> list[str]:
+    """As `subjects` gives them."""
+    return [name for name in nets if name in FACE_NETS] + [name for name in nets if name not in FACE_NETS]
+
+
 def subjects(data: Path, nets: Sequence[str], seed: int) -> Iterator[Subject]:
     """The nets asked for, one at a time."""
     if any(name in FACE_NETS for name in nets):

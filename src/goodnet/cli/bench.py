@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from goodnet.cli.bench_detection import detection_command
 from goodnet.cli.bench_peers import peers_command
 from goodnet.cli.options import command_line, whole_numbers
 from goodnet.cli.options import seed as seed_type
+from goodnet.cli.running import runner_options, take_runner
 from goodnet.csaw import NETS, run_csaw
 from goodnet.errors import UsageError
 from goodnet.guard_bench import run_guards
@@ -49,18 +51,26 @@ bench_command.add_command(peers_command)
               help="Only this one; may be repeated.")  # fmt: skip
 @click.option("--seed", type=seed_type, metavar="NUMBER", default="0", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
+@runner_options
 def csaw_command(
-    data: Path | None, out: Path, nets: tuple[str, ...], methods: tuple[str, ...], seed: int, as_json: bool
+    data: Path | None,
+    out: Path,
+    nets: tuple[str, ...],
+    methods: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """All repairs on the nets of CSAW-HackML-2020, with a clean net as control.
 
     Leaves bench.json, bench.md and bench.csv in --out, beside each scan and
-    repair. Half an hour on two cores.
+    repair. Half an hour on two cores. With --runner ray, all machines have to
+    share the folders.
     """
 
     folder = data if data is not None else _data_folder()
     chosen = [kind() for kind, name in METHODS.items() if not methods or name in methods]
-    with progress.shown(as_json) as report:
+    with progress.shown(as_json) as report, take_runner(options) as runner:
         record = run_csaw(
             folder,
             out,
@@ -70,6 +80,7 @@ def csaw_command(
             command=command_line(),
             say=_say(as_json),
             progress=report,
+            runner=runner,
         )
     write_text(out / "bench.md", bench_markdown(record))
     write_text(out / "bench.csv", bench_csv(record))
@@ -89,17 +100,25 @@ def csaw_command(
 @click.option("--seeds", type=whole_numbers, metavar="NUMBERS", default="0", show_default=True,
               help="Of splits, scans and repairs; with several, means and extremes are shown.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
+@runner_options
 def repair_command(
-    data: Path | None, out: Path, nets: tuple[str, ...], time_limit: float, seeds: tuple[int, ...], as_json: bool
+    data: Path | None,
+    out: Path,
+    nets: tuple[str, ...],
+    time_limit: float,
+    seeds: tuple[int, ...],
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Scans and repairs eight nets with the defaults, and measures the GoodNets.
 
     On test images, poisoned sets, and strangers that nothing was fitted to.
-    Three quarters of an hour on two cores.
+    Three quarters of an hour on two cores. With --runner ray, all machines
+    have to share the folders.
     """
 
     folder = data if data is not None else _data_folder().parent
-    with progress.shown(as_json) as report:
+    with progress.shown(as_json) as report, take_runner(options) as runner:
         record = run_repairs(
             folder,
             out,
@@ -109,6 +128,7 @@ def repair_command(
             command=command_line(),
             say=_say(as_json),
             progress=report,
+            runner=runner,
         )
     write_text(out / "repair-bench.md", bench_markdown(record))
     write_text(out / "repair-bench.csv", bench_csv(record))
@@ -125,15 +145,19 @@ def repair_command(
               help="Only this one; may be repeated.")  # fmt: skip
 @click.option("--seed", type=seed_type, metavar="NUMBER", default="0", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
-def guards_command(data: Path | None, out: Path, nets: tuple[str, ...], seed: int, as_json: bool) -> int:
+@runner_options
+def guards_command(
+    data: Path | None, out: Path, nets: tuple[str, ...], seed: int, as_json: bool, **options: Any
+) -> int:
     """Every guard in front of the same net and the same repaired twin.
 
     On test images, poisoned sets, and strangers that nothing was fitted to.
-    Half an hour on two cores after bench repair.
+    Half an hour on two cores after bench repair. With --runner ray, all
+    machines have to share the folders.
     """
 
     folder = data if data is not None else _data_folder().parent
-    with progress.shown(as_json) as report:
+    with progress.shown(as_json) as report, take_runner(options) as runner:
         record = run_guards(
             folder,
             out,
@@ -142,6 +166,7 @@ def guards_command(data: Path | None, out: Path, nets: tuple[str, ...], seed: in
             command=command_line(),
             say=_say(as_json),
             progress=report,
+            runner=runner,
         )
     write_text(out / "guard-bench.md", guard_markdown(record))
     click.echo(to_json(record) if as_json else f"\n{guard_markdown(record)}\nRecord and table: {out}", nl=not as_json)

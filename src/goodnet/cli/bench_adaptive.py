@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from goodnet.cli import progress
 from goodnet.cli.bench_detection import cache_folder, data_folder
 from goodnet.cli.options import command_line
 from goodnet.cli.options import seed as seed_type
+from goodnet.cli.running import runner_options, take_runner
 from goodnet.outputs import write_text
 from goodnet.report.adaptive_table import adaptive_csv, adaptive_markdown
 from goodnet.strict_json import to_json
@@ -31,6 +33,7 @@ from goodnet.strict_json import to_json
               help="Where scans, repairs and tables go; a run that was interrupted goes on there.")  # fmt: skip
 @click.option("--seed", type=seed_type, metavar="NUMBER", default="0", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The record alone on stdout.")
+@runner_options
 def adaptive_command(
     data: Path | None,
     cache: Path | None,
@@ -40,12 +43,14 @@ def adaptive_command(
     out: Path,
     seed: int,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Attacks made to get past this defence: each is planted, scanned, repaired.
 
     Leaves adaptive.json, .md and .csv in --out, beside each scan and repair.
     Nets whose images are not there are left out. Says what survives, and how
-    soon a repaired net can be attacked again.
+    soon a repaired net can be attacked again. With --runner ray, all machines
+    have to share the folders.
     """
 
     def say(text: str) -> None:
@@ -58,7 +63,7 @@ def adaptive_command(
         if (not images or spec.data in images)
         and (not attacks or any(spec.name == f"adaptive-{spec.data}-{row}" for row in attacks))
     ]
-    with progress.shown(as_json) as report:
+    with progress.shown(as_json) as report, take_runner(options) as runner:
         record = run_adaptive(
             cache if cache is not None else cache_folder(),
             out,
@@ -69,6 +74,7 @@ def adaptive_command(
             command=command_line(),
             say=say,
             progress=report,
+            runner=runner,
         )
     table = adaptive_markdown(record)
     write_text(out / "adaptive.md", table)

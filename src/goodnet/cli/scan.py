@@ -82,6 +82,7 @@ def scan_command(model: Path, clean: Path | None, **options: Any) -> int:
     Exits with 0 if clean, 1 if suspect, 2 if inconclusive, 3 on wrong input.
     A folder of nets, a CSV file that names some, or the versions of a model
     in MLflow's registry are scanned one by one; with the code of the worst.
+    With --runner ray, all machines have to see those nets and --out.
     """
     if is_fleet(model):
         return scan_many(model, clean, options, _method(options))

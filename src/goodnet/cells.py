@@ -1,0 +1,52 @@
+"""The cells of a benchmark, each a net with all that is done to it: one after another here, or tasks on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from goodnet.outputs import check_shared, marked
+from goodnet.progress import Progress
+from goodnet.runners import Runner
+from goodnet.shipping import Tell
+
+_B = TypeVar("_B")
+_C = TypeVar("_C")
+_R = TypeVar("_R")
+
+
+def run_cells(
+    function: Callable[[_B, _C], _R],
+    bench: _B,
+    cells: Sequence[_C],
+    *,
+    out: Path,
+    folders: str,
+    runner: Runner,
+    progress: Progress,
+) -> Iterator[tuple[int, _R]]:
+    """Yields each cell's index and result as it is there; a cell has all cores to itself.
+
+    Args:
+        function: of a module; called with `bench` and a cell.
+        bench: what all cells need; its paths absolute.
+        out: folder of all results.
+        folders: which options name them, as a line begins that goes on: in folders that all machines share.
+        progress: told of `nets`.
+
+    Raises:
+        UsageError: a machine does not share the folders; and what the function raises.
+    """
+    progress("nets", 0, len(cells))
+    with marked(out) as mark:
+        shared = (mark, folders, function, bench)
+        for done, (number, result) in enumerate(runner.run(_cell, shared, cells, alone=True), start=1):
+            progress("nets", done, len(cells))
+            yield number, result
+
+
+def _cell(shared: tuple[Path, str, Callable[[Any, Any], Any], Any], cell: Any, tell: Tell) -> Any:
+    mark, folders, function, bench = shared
+    check_shared(mark, folders)
+    return function(bench, cell)
