@@ -53,8 +53,8 @@ def waits():
     layers = {"flat": nn.Flatten(), "fc1": nn.Linear(784, 11), "relu": nn.ReLU(), "fc2": nn.Linear(11, 10)}
     return nn.Sequential(OrderedDict(layers))
 """
-OTHERWISE = {"seconds", "estimated_seconds", "command", "turn"}
-"""What two runs of the same fleet may differ in: times, what hangs on them, and what was typed."""
+OTHERWISE = {"seconds", "estimated_seconds", "command", "turn", "jobs"}
+"""What two runs of the same fleet may differ in: times, what hangs on them, what was typed, and how many at a time."""
 SMALL_BLOCKS = Staged(margins=MaxMargin(block=8), masks=replace(Staged().masks, block=16))
 
 

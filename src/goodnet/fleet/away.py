@@ -81,6 +81,7 @@ def net_task(shared: _Shared, job: Job, tell: Tell) -> Outcome | Unseen:
     for path in _files(shared.folder, job):
         if not path.exists():
             return Unseen(path=path, machine=platform.node())
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
     # the process is forked from a helper that was started for an earlier task, maybe with another GPU
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if job.settings.device == "cuda" else None
     place = Place(folder=shared.folder, gpus=gpus, patience=_PATIENCE)
