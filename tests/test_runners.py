@@ -355,7 +355,7 @@ def test_a_fleet_loses_nothing_with_a_node_and_leaves_nothing_after_ctrl_c(
     (tmp_path / "cut.pt").write_bytes((tmp_path / "clean.pt").read_bytes()[:900])
     shutil.copy("clean.pt", "waits.pt")
     (tmp_path / "list.csv").write_text(
-        "model,arch\ncut.pt,mlp\nclean.pt,code.py:killed\nbad.pt,mlp\nwaits.pt,code.py:waits\nnowhere.pt,mlp\n"
+        "model,arch\nwaits.pt,code.py:waits\ncut.pt,mlp\nclean.pt,code.py:killed\nbad.pt,mlp\nnowhere.pt,mlp\n"
     )
     options = ("list.csv", "--clean", "clean.npz", "--input-shape", "1,28,28", "--block", "160", "--json")
     seen: set[Path] = set()
@@ -369,6 +369,10 @@ def test_a_fleet_loses_nothing_with_a_node_and_leaves_nothing_after_ctrl_c(
     def ended(pid: int) -> bool:
         return not Path(f"/proc/{pid}").exists()
 
+    def unplanned() -> int:
+        rows = json.loads((tmp_path / "away" / "summary.json").read_text())["nets"]
+        return sum(row["status"] == "waiting" and row["estimated_seconds"] is None for row in rows)
+
     on_ray = ("--runner", "ray", "--address", three.address, "--out", "away")
     command = [sys.executable, "-m", "goodnet", "scan", *options, *on_ray]
     running = subprocess.Popen(
@@ -379,6 +383,7 @@ def test_a_fleet_loses_nothing_with_a_node_and_leaves_nothing_after_ctrl_c(
         three.lose(three.node_of(first))
         second = until(begun)
         until(lambda: ended(first), 20.0)  # by itself: nobody on its machine is left to end it
+        until(lambda: unplanned() == 1)  # for Ray itself crashes, rarely, where a task is cancelled while it is sent
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
     finally:
@@ -390,7 +395,7 @@ def test_a_fleet_loses_nothing_with_a_node_and_leaves_nothing_after_ctrl_c(
     (tmp_path / "end").touch()
     there = shell("scan", *options, *on_ray).json
     here = shell("scan", *options, "--out", "here").json
-    assert [row["status"] for row in here["nets"]] == ["refused", "crashed", "suspect", "clean", "refused"]
+    assert [row["status"] for row in here["nets"]] == ["clean", "refused", "crashed", "suspect", "refused"]
     assert differing(here, there) <= OTHERWISE
     for row in here["nets"]:
         if row["record"]:
