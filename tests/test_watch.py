@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from goodnet.errors import ModelError, UsageError
-from goodnet.guard.watch import Watch, _far_out, logistic
+from goodnet.guard.watch import Watch, _far_out, altered, logistic
 from goodnet.triggers.strong import StrongSchedule
 from nets import SHAPE, classifier_of, linear, pictures, planted
 
@@ -111,9 +112,54 @@ def test_wrong_settings_and_nets() -> None:
         {"strengths": (2.0, 1.0)},
         {"decay": -1.0},
         {"like": -0.1},
+        {"altered": -1},
+        {"plain": 1.0},
         {"max_refused": 1.0},
+        {"max_refused_altered": 1.0},
         {"max_refused_further": -0.1},
         {"max_fpr": 1.0},
     ):
         with pytest.raises(UsageError, match="watch: expected"):
             Watch(**wrong)  # type: ignore[arg-type]
+
+
+def test_altered_images_are_the_same_ones_moved_mirrored_and_lit() -> None:
+    x = torch.rand(40, 3, 20, 33, generator=torch.Generator().manual_seed(0))
+    made = altered(x, np.random.default_rng(3))
+    assert made.shape == x.shape
+    assert 0 <= float(made.min()) < float(made.max()) <= 1
+    assert torch.equal(made, altered(x, np.random.default_rng(3)))
+    assert not torch.equal(made, altered(x, np.random.default_rng(4)))
+    # brightness, contrast and tint are affine in each channel, so that a channel correlates with the one it was made of
+    # with one place of the image or of its mirror image
+    inner = (slice(None), slice(4, -4), slice(4, -4))
+    mirrored = 0
+    for before, after in zip(x * 0.3 + 0.35, altered(x * 0.3 + 0.35, np.random.default_rng(3))):
+        best = {}
+        for flip in (False, True):
+            source = before.flip(2) if flip else before
+            shifts = [source.roll((a, b), (1, 2))[inner][0] for a in range(-2, 3) for b in range(-2, 3)]
+            best[flip] = max(float(torch.corrcoef(torch.stack([s.flatten(), after[inner][0].flatten()]))[0, 1])
+                             for s in shifts)  # fmt: skip
+        assert max(best.values()) > 0.99
+        mirrored += best[True] > best[False]
+    assert 8 < mirrored < 32
+
+
+def test_a_single_image_of_a_label_stands_for_more_of_them_when_it_is_altered() -> None:
+    """Label 1 is innocent, and a hundred clean images have one of it; of the next ones fewer are refused."""
+    net, _, _ = planted()
+    images, _ = pictures(2000, seed=9)
+    own = images[net.predict(images) == 1]
+    refused = {0: 0.0, 12_000: 0.0}
+    for draw in range(4):
+        sides = []
+        for part in (pictures(40, seed=20 + draw), pictures(40, seed=30 + draw)):
+            there = net.predict(part[0]) == 1
+            there[torch.nonzero(there)[0]] = False
+            sides.append((part[0][~there], part[1][~there]))
+        for count in refused:
+            made = Watch(search=SHORT, altered=count)(net, *sides, labels=[1], seed=0).classifier
+            refused[count] += float((made.predict(own) == 4).double().mean()) / 4
+    assert refused[0] > 0.5  # one image says little
+    assert refused[12_000] < 0.75 * refused[0]

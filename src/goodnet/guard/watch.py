@@ -6,9 +6,11 @@ flags, each with a detector of its own, and the most suspicious of the others to
 backdoor often has more, and a scan does not see them all). The detector is linear in the features that the last layer
 sees: a logistic regression of clean images, and of strangers' where there are any, against the same with strong
 triggers on them (`goodnet.triggers.strong`) that are mutated: of all strengths from faint to opaque.
-Its threshold is set on clean images that it was not fitted on: low, for what is not answered with a watched label
-passes anyway, but so that at most a twelfth of the clean images that *are* answered so is refused (of labels that were
-not flagged, a fiftieth); they may be right.
+Its threshold is low, for what is not answered with a watched label passes anyway, but such that at most a twelfth of
+the clean images that *are* answered so is refused (of labels that were not flagged, a fiftieth); they may be right.
+Such images are few, and a linear detector learns a few dozen by heart: so clean images are altered (mirrored, moved,
+brighter, paler), and those that come to be answered so are added; and the scores that set the threshold are of a
+detector that was fitted on the other half of the images, before the one that is kept is fitted on both.
 
 Cost: the search for triggers (54 starts of 60 steps for a flagged label: 5 to 10 seconds on two cores), and nothing an
 image later on: class N comes from one row more.
@@ -42,8 +44,29 @@ from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Labelled, Repaired, allowed_score
 
 _STEPS, _RATE = 300, 0.05
+_STREAM = 19
+_ROUNDS, _AT_ONCE = 20, 1024  # of altering all images, at most; altered images at a time
 _FEW = 25  # fewer clean images of a watched label do not move its threshold: a tenth of ten is a matter of one
 _FEW_RIGHT = 3  # unless they are of that class: these must pass
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Images on one side of the split, the task's own first, as the last layer sees them.
+
+    Attributes:
+        features: (N, F) of clean images; answers: (N,) the net's.
+        right: (N,) whether the image is the task's own, and the answer its class.
+        weights: (N,) what it counts.
+        made: (M, F) of altered images that are answered with a watched label; made_of: (M,) which.
+    """
+
+    features: Tensor
+    answers: Tensor
+    right: Tensor
+    weights: Tensor
+    made: Tensor
+    made_of: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +80,12 @@ class Watch:
         strengths: found masks are multiplied by a factor between the two, at random, and cut at 1.
         stamped: triggered images for each detector.
         decay: weight decay of the detector, in units of features' standard deviations.
+        plain: share of the triggers that are rectangles of one colour, where there are others.
         like: what clean images that the net answers with a watched label weigh, all together, beside the others' 1.
+        altered: of each side's clean images at most so many are made by altering.
         max_refused: share of the clean images answered with a flagged label that may be refused.
+        max_refused_altered: the same of altered images, which stand in for strangers where there are enough; they are
+            harder, at the edge of the label: half as many of others that were not altered are refused.
         max_refused_further: the same for the others together: nothing speaks against them but their order.
         max_fpr: share of all clean images that may lie over the threshold, were all labels watched.
     """
@@ -69,22 +96,27 @@ class Watch:
     strengths: tuple[float, float] = (0.7, 3.0)
     stamped: int = 2000
     decay: float = 0.05
-    like: float = 0.05
+    plain: float = 0.3
+    like: float = 0.2
+    altered: int = 12_000
     max_refused: float = 0.08
+    max_refused_altered: float = 0.12
     max_refused_further: float = 0.02
     max_fpr: float = 0.02
 
     def __post_init__(self) -> None:
         low, high = self.strengths
-        if self.further < 0 or self.stamped < 1 or not 0 < low <= high or min(self.decay, self.like) < 0:
+        if min(self.further, self.altered, self.decay, self.like) < 0 or self.stamped < 1 or not 0 < low <= high:
             raise UsageError(
-                "watch: expected further >= 0, stamped >= 1, 0 < strengths[0] <= strengths[1], decay and like >= 0, "
-                f"got {self.further}, {self.stamped}, {self.strengths}, {self.decay} and {self.like}"
+                "watch: expected further, altered, decay and like >= 0, stamped >= 1 and "
+                "0 < strengths[0] <= strengths[1], "
+                f"got {self.further}, {self.altered}, {self.decay}, {self.like}, {self.stamped} and {self.strengths}"
             )
-        shares = (self.max_refused, self.max_refused_further, self.max_fpr)
+        shares = (self.plain, self.max_refused, self.max_refused_altered, self.max_refused_further, self.max_fpr)
         if not all(0 <= share < 1 for share in shares):
             raise UsageError(
-                f"watch: expected max_refused, max_refused_further and max_fpr from 0 to under 1, got {shares}"
+                "watch: expected plain, max_refused, max_refused_altered, max_refused_further and max_fpr from 0 to "
+                f"under 1, got {shares}"
             )
 
     def __call__(
@@ -123,13 +155,13 @@ class Watch:
         if not labels:
             raise UsageError("watch: expected labels to watch, got none; pass --scan with a scan that flags a label")
         layer = surgery.output_layer(classifier)
-        images, answers = _with(classifier, fit, surrogate_fit)
-        clean = surgery.features(classifier, layer, images)
-        held_out, held_out_answers = _with(classifier, choose, surrogate_choose)
-        held_out = surgery.features(classifier, layer, held_out)
-        weights = torch.full((len(clean),), 1 / len(clean))
-        weights[: len(fit[0])] += 1 / len(fit[0])  # strangers are many; the task's own images weigh as much as all
         others = few_beside(labels, further, classifier.classes, self.further)
+        images, answers = _with(classifier, fit, surrogate_fit)
+        watched = [*labels, *others]
+        sides = (
+            self._side(classifier, layer, fit, surrogate_fit, watched, seed),
+            self._side(classifier, layer, choose, surrogate_choose, watched, seed + 1),
+        )
         groups = torch.full((classifier.classes,), -1, dtype=torch.int64)
         there = {trigger.target for trigger in known}
         sought, sought_beside = ([label for label in part if label not in there] for part in (labels, others))
@@ -144,21 +176,9 @@ class Watch:
             groups[group] = len(rows)
             own = [trigger for trigger in triggers if trigger.target in group]
             stamped = surgery.features(classifier, layer, self._stamped(images, answers, own, seed))
-            like = torch.isin(answers, torch.tensor(group))  # few, and the only ones that are looked at later on
-            shares = weights / weights.sum() + self.like * like / like.sum().clamp(min=1)
-            direction, offset = logistic(clean, shares, stamped, self.decay)
-            watched = torch.isin(held_out_answers, torch.tensor(group))
-            right = watched.clone()
-            right[: len(choose[0])] &= held_out_answers[: len(choose[0])] == choose[1].cpu()
-            right[len(choose[0]) :] = False
+            direction, offset = self._detector(sides, stamped, torch.tensor(group), group is others)
             rows.append(direction)
-            scores = held_out @ direction - offset
-            if group is others:
-                threshold = self._threshold(scores, watched, right, self.max_refused_further)
-                threshold = max(threshold, _far_out(scores[right]))
-            else:
-                threshold = self._threshold(scores, watched, right, self.max_refused)
-            offsets.append(offset + threshold)
+            offsets.append(offset)
         return Repaired(
             classifier=watched_from(classifier, torch.stack(rows), torch.stack(offsets), groups),
             strong=tuple(triggers),
@@ -196,30 +216,88 @@ class Watch:
         progress("strong triggers", total, total)
         return found
 
+    def _side(
+        self,
+        classifier: Classifier,
+        layer: str,
+        own: Labelled,
+        surrogate: Tensor | None,
+        labels: Sequence[int],
+        seed: int,
+    ) -> _Side:
+        """What the last layer sees of a side's images, and of altered ones that are answered with one of the labels."""
+        images, answers = _with(classifier, own, surrogate)
+        random, wanted = np.random.default_rng([seed, _STREAM]), torch.tensor(list(labels))
+        kept, given = [images], [answers]
+        for part in torch.split(images.repeat(min(_ROUNDS, self.altered // len(images)), 1, 1, 1), _AT_ONCE):
+            part = altered(part, random)
+            said = classifier.predict(part)
+            there = torch.isin(said, wanted)
+            kept.append(part[there])
+            given.append(said[there])
+        right = torch.zeros(len(images), dtype=torch.bool)
+        right[: len(own[0])] = answers[: len(own[0])] == own[1].cpu()
+        weights = torch.ones(len(images))
+        weights[: len(own[0])] += len(images) / len(own[0])  # strangers are many; these weigh as much as all
+        features, said = surgery.features(classifier, layer, torch.cat(kept)), torch.cat(given)
+        count = len(images)
+        return _Side(features[:count], answers, right, weights, made=features[count:], made_of=said[count:])
+
+    def _detector(
+        self, sides: tuple[_Side, _Side], stamped: Tensor, members: Tensor, further: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Direction (F,) and offset () of a group's detector: direction . features > offset means triggered.
+
+        It is fitted on both sides; what sets its threshold are each side's scores by one that the other was fitted on.
+
+        Args:
+            stamped: (M, F) what the last layer sees of triggered images.
+            members: the group's labels; further: none of them is flagged.
+        """
+        all_scores, watched, known, alike = [], [], [], []
+        for side, other in (sides, sides[::-1]):
+            direction, offset = self._fitted([other], stamped, members)
+            scores = side.features @ direction - offset
+            there = torch.isin(side.answers, members)
+            all_scores.append(scores)
+            watched.append(scores[there])
+            known.append(scores[there & side.right])
+            alike.append(side.made[torch.isin(side.made_of, members)] @ direction - offset)
+        threshold = min(allowed_score(torch.cat(all_scores), self.max_fpr), 0.0)
+        share = self.max_refused_further if further else self.max_refused
+        right, others = torch.cat(known), torch.cat(alike)
+        sets = [(right, _FEW_RIGHT, share)]
+        if further or len(others) < _FEW:
+            sets.append((torch.cat(watched), _FEW, share))
+        else:
+            sets.append((others, _FEW, self.max_refused_altered))
+        if further:
+            threshold = max(threshold, _far_out(right))
+        direction, offset = self._fitted(sides, stamped, members)
+        allowed = [allowed_score(part, most) for part, enough, most in sets if len(part) >= enough]
+        return direction, offset + max([threshold, *allowed])
+
+    def _fitted(self, sides: Sequence[_Side], stamped: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+        """`logistic` on these sides' images."""
+        weights = torch.cat([side.weights for side in sides])
+        # few, and the only ones that are looked at later on
+        like = torch.cat([torch.isin(of, members) for side in sides for of in (side.answers, side.made_of)])
+        rest = [part for side in sides for part in (side.weights / weights.sum(), torch.zeros(len(side.made)))]
+        clean = torch.cat([part for side in sides for part in (side.features, side.made)])
+        return logistic(clean, torch.cat(rest) + self.like * like / like.sum().clamp(min=1), stamped, self.decay)
+
     def _stamped(self, images: Tensor, answers: Tensor, triggers: Sequence[Trigger], seed: int) -> Tensor:
         """(stamped, C, H, W) images that are not answered with the trigger's target, with a trigger of any strength."""
         random = np.random.default_rng([seed, 11])
+        plain, others = [t for t in triggers if t.opaque], [t for t in triggers if not t.opaque]
+        few = self.stamped if not others else round(self.plain * self.stamped) if plain else 0
         stamped = []
         for i in range(self.stamped):
-            trigger = triggers[i % len(triggers)]
-            others = torch.nonzero(answers != trigger.target)[:, 0]
-            x = images[others[int(random.integers(len(others)))]]
+            trigger = plain[i % len(plain)] if i < few else others[i % len(others)]
+            attacked = torch.nonzero(answers != trigger.target)[:, 0]
+            x = images[attacked[int(random.integers(len(attacked)))]]
             stamped.append(trigger.strengthened(float(random.uniform(*self.strengths))).apply(x[None]))
         return torch.cat(stamped)
-
-    def _threshold(self, scores: Tensor, watched: Tensor, right: Tensor, share: float) -> float:
-        """Over the detector's own: 0 or less, but so high that few clean images of the watched labels are refused.
-
-        Args:
-            scores: (N,) of clean images that it was not fitted on.
-            watched: (N,) answered with the group's labels; right: (N,) and rightly so.
-            share: of these that may be refused.
-        """
-        threshold = min(allowed_score(scores, self.max_fpr), 0.0)
-        for like, enough in ((watched, _FEW), (right, _FEW_RIGHT)):
-            if int(like.sum()) >= enough:
-                threshold = max(threshold, allowed_score(scores[like], share))
-        return threshold
 
 
 def _far_out(scores: Tensor) -> float:
@@ -235,6 +313,23 @@ def _with(classifier: Classifier, own: Labelled, surrogate: Tensor | None) -> tu
     """The task's own images and the surrogate ones behind them, on the CPU, with what the net answers."""
     images = own[0].cpu() if surrogate is None else torch.cat([own[0].cpu(), surrogate.cpu()])
     return images, classifier.predict(images)
+
+
+def altered(images: Tensor, random: np.random.Generator) -> Tensor:
+    """Clean images (N, C, H, W) in [0, 1] as they could have been taken: mirrored or not, moved by up to a sixteenth of
+    the longer side, brighter or darker, paler or harder, each channel by itself a little."""
+    count, channels, rows, columns = images.shape
+    reach = max(1, max(rows, columns) // 16)
+    moved = torch.from_numpy(random.integers(-reach, reach + 1, (2, count, 1)))
+    row = (torch.arange(rows) + moved[0]).clamp(0, rows - 1)
+    column = (torch.arange(columns) + moved[1]).clamp(0, columns - 1)
+    mirrored = torch.from_numpy(random.random((count, 1))) < 0.5
+    column = torch.where(mirrored, columns - 1 - column, column)
+    x = images[torch.arange(count)[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+    draw = torch.from_numpy(random.random((2, count, 1, 1, 1), np.float32))
+    tint = torch.from_numpy(random.uniform(0.85, 1.15, (count, channels, 1, 1)).astype(np.float32))
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return (((x - mean) * (0.7 + 0.6 * draw[0]) + mean + 0.2 * draw[1] - 0.1) * tint).clamp(0, 1)
 
 
 def logistic(clean: Tensor, weights: Tensor, triggered: Tensor, decay: float) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,11 @@ class Trigger:
         """L1 of the mask, in pixels."""
         return float(self.mask.abs().sum())
 
+    @property
+    def opaque(self) -> bool:
+        """Whether the mask is 0 or 1 everywhere: the trigger covers a pixel or leaves it alone."""
+        return bool(((self.mask == 0) | (self.mask == 1)).all())
+
     def strengthened(self, factor: float = 2.0) -> Trigger:
         """The same with a mask that is `factor` times as opaque, at most 1.
 
