@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -343,6 +344,13 @@ def test_the_command_prints_the_table_and_leaves_it(
     assert said.code == 0
     assert "# goodnet beside others" in said.out
     assert (tmp_path / "out" / "peers.md").read_text() in said.out
+    drawn = ElementTree.parse(tmp_path / "out" / "peers.svg").getroot()
+    texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    (row,) = json.loads((tmp_path / "out" / "peers.json").read_text())["rows"]
+    kinds = list(dict.fromkeys(figures["name"] for figures in row["figures"]))
+    assert [text for text in texts if text and text.startswith("good: ")] == [f"good: {kind}" for kind in kinds]
+    titles = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert f"ASR {100 * row['figures'][0]['asr']['value']:.1f} %" in titles
     said = shell(*arguments, "--json")
     assert json.loads(said.out)["rows"][0]["verdict"] == "suspect"
 

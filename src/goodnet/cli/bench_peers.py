@@ -14,6 +14,7 @@ from goodnet.errors import UsageError
 from goodnet.outputs import write_text
 from goodnet.peer_bench import NETS, run_peers
 from goodnet.peers.registry import PEERS
+from goodnet.report.peer_plot import peer_svg
 from goodnet.report.peer_table import peer_markdown
 from goodnet.strict_json import to_json
 
@@ -82,5 +83,6 @@ def peers_command(
         )
     table = peer_markdown(record)
     write_text(out / "peers.md", table)
-    click.echo(to_json(record) if as_json else f"\n{table}\nRecord and table: {out}", nl=not as_json)
+    write_text(out / "peers.svg", peer_svg(record))
+    click.echo(to_json(record) if as_json else f"\n{table}\nRecord, table and drawing: {out}", nl=not as_json)
     return 0

@@ -18,7 +18,7 @@ def peer_markdown(record: PeerRecord) -> str:
     for net in record.nets:
         rows = [row for row in record.rows if row.net == net.name]
         parts += [f"## {net.name}", "", _told(net), "", _net(net, rows), ""]
-        failed = [f"* {_name(row)}: {_as_code(row.reason)}" for row in rows if row.reason]
+        failed = [f"* {program_name(row)}: {_as_code(row.reason)}" for row in rows if row.reason]
         if failed:
             parts += ["Why it failed:", "", *failed, ""]
     environment = record.environment
@@ -44,7 +44,8 @@ def _summary(record: PeerRecord) -> str:
         alarms = [row.verdict == "suspect" for row in judged if row.net not in bad]
         answered = [row.seconds for row in rows if row.outcome == ANSWERED]
         body.append((
-            _name(rows[0]), _of(hits), _of(exact), _of(alarms), str(sum(row.outcome == OUT_OF_TIME for row in rows)),
+            program_name(rows[0]), _of(hits), _of(exact), _of(alarms),
+            str(sum(row.outcome == OUT_OF_TIME for row in rows)),
             str(sum(row.outcome not in (ANSWERED, OUT_OF_TIME) for row in rows)),
             f"{min(answered):.0f} to {max(answered):.0f}" if answered else DASH,
         ))  # fmt: skip
@@ -74,7 +75,7 @@ def _net(net: PeerNet, rows: Sequence[PeerRow]) -> str:
 
 def _row(row: PeerRow) -> list[tuple[str, ...]]:
     """A line for each net and trigger; the first has what is said of all."""
-    said = (_name(row), *_verdict(row))
+    said = (program_name(row), *_verdict(row))
     cost = (f"{row.seconds:.0f}", DASH if row.peak_mib is None else f"{row.peak_mib:,.0f}")
     if row.outcome == ANSWERED and row.falsely is not None:
         return [(*said, f"points at {_points(row)}", "", *[DASH] * 5, *cost)]
@@ -115,7 +116,8 @@ def _figures(one: PeerFigures) -> tuple[str, ...]:
     return (one.name, one.trigger, *map(share_text, shares))
 
 
-def _name(row: PeerRow) -> str:
+def program_name(row: PeerRow) -> str:
+    """With its state, where that is not `as released`."""
     return row.peer if row.state == AS_RELEASED else f"{row.peer}, {row.state}"
 
 
