@@ -139,9 +139,10 @@ def size(
     searched, judged = footprint(stand_in), footprint(classifier).judged
     most, cores = own_block(method, stand_in), threads_of(stand_in)
     beside, need = _beside(method, stand_in, images, labels), 0
-    (factor, base), batch = GIVEN_BACK if gives_back else KEPT, _masks(method).search.batch
+    factor, base = GIVEN_BACK if gives_back else KEPT
+    own, batch = _masks(method).block, _masks(method).search.batch
     for threads, block in _choices(most, cores):
-        shown = classifier.at_once(shown_at_once(block)) * judged
+        shown = classifier.at_once(shown_at_once(own if block == most else block)) * judged
         making = 2 * _weights(classifier) + shown
         searching = block * searched.searched + max(block, batch) * searched.stamped
         busy = max(searching, shown) + searched.thread
