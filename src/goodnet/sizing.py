@@ -32,7 +32,7 @@ from goodnet.triggers.blocks import block_size, footprint, shown_at_once
 
 LEAST = 4
 """Images: a smaller block saves little and takes long."""
-KEPT, GIVEN_BACK = (1.5, 32 << 20), (1.2, 40 << 20)
+KEPT, GIVEN_BACK = (1.5, 32 << 20), (1.2, 52 << 20)
 """Factor and bytes on top, as malloc is by itself, and inside `memory.giving_back`."""
 _HEAP = 96 << 20  # at most, that malloc keeps beyond KEPT's factor in each thread's heap, and the main one
 _SHARE = 0.75  # of the free memory, where no bound is given
