@@ -92,13 +92,16 @@ def plan(
         return _generated(method, classifier, count)
     now = sizing.held(classifier)
     some = _noise(classifier, 32) if images is None else images
-    method, threads = sizing.bounded(method, classifier, some, count, clean=clean, memory=memory)
-    with sizing.in_so_many(threads):
+    fitting = sizing.bounded(method, classifier, some, count, clean=clean, memory=memory)
+    method = fitting.method
+    with sizing.in_so_many(fitting.threads):
         masks = method.masks if isinstance(method, Staged) else method
         started, core = time.perf_counter(), time.process_time()
         stand_in = twin(classifier, some, precision=masks.precision, batch=shown_at_once(masks.block))
         made, core = time.perf_counter() - started, time.process_time() - core
-        size = sizing.size(method, classifier, stand_in.classifier, clean, count, now=now)
+        size = sizing.size(
+            method, classifier, stand_in.classifier, clean, count, now=now, gives_back=fitting.gives_back
+        )
         step = _step_speed(stand_in.classifier, size.block, masks.search)
         shown = _shown_speed(classifier)
         whole = count == classifier.classes

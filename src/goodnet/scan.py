@@ -17,14 +17,14 @@ from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Detection, OwnDetector, check_found, check_own
 from goodnet.errors import DataError, UsageError
 from goodnet.measure import answer, share
-from goodnet.memory import in_bytes
+from goodnet.memory import giving_back, in_bytes
 from goodnet.models.classifier import Classifier
 from goodnet.models.preflight import check_images, preflight
 from goodnet.outputs import check_folder
 from goodnet.progress import Progress, silent
 from goodnet.record import Example, LabelResult, ScanRecord, Share
 from goodnet.runners import SERIAL, Runner
-from goodnet.sizing import bounded, in_so_many
+from goodnet.sizing import Bounded, bounded, in_so_many
 from goodnet.staged import Staged
 from goodnet.strict_json import writing_record
 from goodnet.triggers.files import visible_pattern, write_pictures, write_png, write_triggers
@@ -128,11 +128,13 @@ def scan(
     acc, advice = _input_acc(classifier, images) if check_input else (None, "")
     fit, held_out = _images_for(classifier, images, seed)
     _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
-    method, threads = _bounded(method, classifier, fit[0], labels, len(fit[0]) + len(held_out[0]), memory, runner)
-    before()
-    work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
-    detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, threads=threads,
-                        progress=progress, work=work, runner=runner)  # fmt: skip
+    fitting = _bounded(method, classifier, fit[0], labels, len(fit[0]) + len(held_out[0]), memory, runner)
+    method, threads = (fitting.method, fitting.threads) if fitting else (method, torch.get_num_threads())
+    with giving_back(fitting is not None and fitting.gives_back):
+        before()
+        work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
+        detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, threads=threads,
+                            progress=progress, work=work, runner=runner)  # fmt: skip
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
     tested, not_tested = _coverage(method, detection)
     record = ScanRecord(
@@ -202,13 +204,13 @@ def _bounded(
     clean: int,
     memory: int | str | None,
     runner: Runner,
-) -> tuple[Detector | OwnDetector, int]:
-    """The method with blocks that fit into memory, and how many threads; workers have memory of their own."""
+) -> Bounded | None:
+    """The method with blocks that fit into memory; None where it has no blocks, or workers with memory of their own."""
     if isinstance(method, Staged | NeuralCleanse) and runner.here:
         count = classifier.classes if labels is None else len(set(labels))
         bound = None if memory is None else in_bytes(memory)
         return bounded(method, classifier, images, count, clean=clean, memory=bound)
-    return method, torch.get_num_threads()
+    return None
 
 
 def _checked(method: Detector | OwnDetector, time_limit: float | None, memory: int | str | None, runner: Runner) -> str:

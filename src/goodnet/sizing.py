@@ -6,9 +6,9 @@ What is reckoned, beside what the process has in memory already before the net's
     the search: the stand-in's weights, clean images once more (all-to-all), the triggers that are kept, and for each
     thread block x bytes of an image + the largest layer's weights
 
-times SLACK, plus BASE. Bytes of an image come from what autograd keeps of it on this very net
-(`triggers.blocks.footprint`); SLACK and BASE are what the allocator and the kernels' scratch add, fitted on small nets
-(docs/scale.md).
+times a factor, plus some MiB. Bytes of an image come from what autograd keeps of it on this very net
+(`triggers.blocks.footprint`); factor and MiB are what the allocator and the kernels' scratch add (docs/scale.md): less
+where the allocator gives back what is freed, as it does in scans that are given a bound.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detection import Planned
 from goodnet.errors import UsageError
-from goodnet.memory import free_memory, in_words, peak, resident
+from goodnet.memory import free_memory, in_words, peak, resident, trim
 from goodnet.models.classifier import Classifier
 from goodnet.models.twin import twin
 from goodnet.staged import Staged
@@ -32,7 +32,9 @@ from goodnet.triggers.blocks import block_size, footprint, shown_at_once
 
 LEAST = 4
 """Images: a smaller block saves little and takes long."""
-SLACK, BASE = 1.5, 32 << 20
+KEPT, GIVEN_BACK = (1.5, 32 << 20), (1.2, 52 << 20)
+"""Factor and bytes on top, as malloc is by itself, and inside `memory.giving_back`."""
+_HEAP = 96 << 20  # at most, that malloc keeps beyond KEPT's factor in each thread's heap, and the main one
 _SHARE = 0.75  # of the free memory, where no bound is given
 _FLOAT = 4
 _KEPT_TWICE = 2  # a trigger on its way to the disk, and in the results
@@ -55,6 +57,21 @@ class Size:
     lowered: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    """A scan that fits under a bound.
+
+    Attributes:
+        method: with the block that fits.
+        threads: that search at a time.
+        gives_back: it fits only inside `memory.giving_back`.
+    """
+
+    method: Staged | NeuralCleanse
+    threads: int
+    gives_back: bool = False
+
+
 def bounded(
     method: Staged | NeuralCleanse,
     classifier: Classifier,
@@ -63,11 +80,12 @@ def bounded(
     *,
     clean: int,
     memory: int | None = None,
-) -> tuple[Staged | NeuralCleanse, int]:
+) -> Bounded:
     """The method with a block that keeps the scan under a bound, and how many threads.
 
     The method comes back as it is, and so its record, where its own block fits with all threads, which nearly always
-    is so: another block changes results by rounding. Blocks are halved before threads are given up.
+    is so: another block changes results by rounding. Blocks are halved before threads are given up. Before either, a
+    scan that was given a bound has malloc give back what is freed, unless there is room for what it might keep.
 
     Args:
         images: some of the clean ones, (N, C, H, W) in [0, 1], which decide the precision.
@@ -78,18 +96,24 @@ def bounded(
     Raises:
         UsageError: not even the least block of one thread fits into `memory`.
     """
+    if memory is not None:
+        trim()
     now = held(classifier)
     bound = memory if memory is not None else _default_bound(classifier, now)
+    free = Bounded(method=method, threads=torch.get_num_threads())
     if bound is None:
-        return method, torch.get_num_threads()
+        return free
     # the twin takes less than the net itself, and time to make
-    if not size(method, classifier, classifier, clean, labels, now=now, memory=bound, strict=False).lowered:
-        return method, torch.get_num_threads()
+    most = size(method, classifier, classifier, clean, labels, now=now)
+    heaps = 0 if memory is None else _HEAP * (1 + threads_of(classifier))
+    if most.memory + heaps <= bound:
+        return free
+    given = memory is not None
     stand_in = twin(classifier, images, precision=_masks(method).precision, batch=LEAST).classifier
-    found = size(method, classifier, stand_in, clean, labels, now=now, memory=bound, strict=memory is not None)
-    if found.block == own_block(method, stand_in):
-        return method, found.threads
-    return with_block(method, found.block), found.threads
+    found = size(method, classifier, stand_in, clean, labels, now=now, memory=bound, strict=given, gives_back=given)
+    if found.block != own_block(method, stand_in):
+        method = with_block(method, found.block)
+    return Bounded(method=method, threads=found.threads, gives_back=given)
 
 
 def size(
@@ -102,6 +126,7 @@ def size(
     now: int,
     memory: int | None = None,
     strict: bool = True,
+    gives_back: bool = False,
 ) -> Size:
     """The largest block and the most threads that fit under `memory`; without it, those of the machine.
 
@@ -109,15 +134,19 @@ def size(
         stand_in: what the search is to run on; with the net itself the answer is a bound for that.
         now: bytes that the process had before the stand-in was made (`held`).
         strict: raise UsageError where nothing fits; the least of all otherwise.
+        gives_back: the scan runs inside `memory.giving_back`.
     """
     searched, judged = footprint(stand_in), footprint(classifier).judged
     most, cores = own_block(method, stand_in), threads_of(stand_in)
     beside, need = _beside(method, stand_in, images, labels), 0
+    factor, base = GIVEN_BACK if gives_back else KEPT
+    own, batch = _masks(method).block, _masks(method).search.batch
     for threads, block in _choices(most, cores):
-        shown = classifier.at_once(shown_at_once(block)) * judged
+        shown = classifier.at_once(shown_at_once(own if block == most else block)) * judged
         making = 2 * _weights(classifier) + shown
-        busy = max(block * searched.searched, shown) + searched.thread
-        need = now + BASE + round(SLACK * max(making, beside + threads * busy))
+        searching = block * searched.searched + max(block, batch) * searched.stamped
+        busy = max(searching, shown) + searched.thread
+        need = now + base + round(factor * max(making, beside + threads * busy))
         found = Size(block=block, threads=threads, memory=need, lowered=(threads, block) != (cores, most))
         if memory is None or need <= memory:
             break
@@ -127,13 +156,6 @@ def size(
                 f"--memory: expected at least {in_words(need)} for blocks of {found.block} images in one thread, "
                 f"got {in_words(memory or 0)}; of that the process has {in_words(now)} already"
             )
-    return found
-    assert found is not None
-    if strict:
-        raise UsageError(
-            f"--memory: expected at least {in_words(found.memory)} for blocks of {found.block} images in one thread, "
-            f"got {in_words(memory or 0)}; of that the process has {in_words(now)} already"
-        )
     return found
 
 

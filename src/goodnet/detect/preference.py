@@ -25,14 +25,13 @@ IMAGES, _COARSE = 512, 5
 def preferences(classifier: Classifier, *, seed: int, batch: int = 64) -> Array:
     """(K,) mean logit of each label over smooth random pictures."""
     total = torch.zeros(classifier.classes, dtype=torch.float64)
-    for part in torch.split(_pictures(classifier.input.shape, seed), classifier.at_once(batch)):
-        total += classifier.logits(part.to(classifier.device)).double().sum(0).cpu()
+    for part in torch.split(_colours(classifier.input.channels, seed), classifier.at_once(batch)):
+        pictures = F.interpolate(part, size=(classifier.input.height, classifier.input.width), mode="bilinear")
+        total += classifier.logits(pictures.to(classifier.device)).double().sum(0).cpu()
     found: Array = (total / IMAGES).numpy()
     return found
 
 
-def _pictures(shape: tuple[int, int, int], seed: int) -> Tensor:
-    """(512, C, H, W) in [0, 1]: 5 x 5 random colours, smoothly interpolated."""
-    channels, height, width = shape
-    coarse = np.random.default_rng([seed, 3]).random((IMAGES, channels, _COARSE, _COARSE), np.float32)
-    return F.interpolate(torch.from_numpy(coarse), size=(height, width), mode="bilinear")
+def _colours(channels: int, seed: int) -> Tensor:
+    """(512, C, 5, 5) in [0, 1]: what pictures are interpolated from, a few at a time: 512 of 224x224 take 294 MiB."""
+    return torch.from_numpy(np.random.default_rng([seed, 3]).random((IMAGES, channels, _COARSE, _COARSE), np.float32))

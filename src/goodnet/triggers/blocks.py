@@ -42,13 +42,15 @@ class Footprint:
     """Bytes that images take on their way through a net.
 
     Attributes:
-        searched: an image of a search: what autograd keeps of it until its gradient is there, the widest layer's
-            gradients, and the search's own copies.
+        searched: an image of a search, in the net: what autograd keeps of it until its gradient is there, and the
+            widest layer's gradients.
+        stamped: the same image around the net: the search's own copies.
         judged: an image that is only shown to the net.
         thread: of each thread, whatever its block: the largest layer's weights, laid out anew.
     """
 
     searched: int
+    stamped: int
     judged: int
     thread: int
 
@@ -61,7 +63,8 @@ def footprint(classifier: Classifier) -> Footprint:
     widest = largest.bytes // 3
     weights = max((p.numel() * p.element_size() for p in classifier.net.parameters()), default=0)
     return Footprint(
-        searched=(three - one) // 2 + _LAYERS_BACK * widest + _COPIES * image,
+        searched=(three - one) // 2 + _LAYERS_BACK * widest,
+        stamped=_COPIES * image,
         judged=_LAYERS_FORWARD * widest + 2 * image,
         thread=weights,
     )
