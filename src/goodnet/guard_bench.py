@@ -24,6 +24,7 @@ from goodnet.found import Found
 from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.strip import Strip
+from goodnet.guard.ted import Ted
 from goodnet.guard.watch import Watch
 from goodnet.guard_record import GuardRecord, GuardRow
 from goodnet.guarding import GUARDS, Guard, guarded, watched
@@ -40,7 +41,7 @@ from goodnet.repair_subjects import NETS, Subject, subjects
 from goodnet.strict_json import write_record
 from goodnet.tuning import logits_of
 
-_WITH_TWIN: tuple[Guard, ...] = (Disagreement(max_fpr=0.01), Strip(), Strip(max_fpr=0.01), Watch(), Combined())
+_WITH_TWIN: tuple[Guard, ...] = (Disagreement(max_fpr=0.01), Strip(), Strip(max_fpr=0.01), Ted(), Watch(), Combined())
 _FPR = 0.01
 _BATCH = 64
 
@@ -81,7 +82,7 @@ def run_guards(
             continue
         found, _ = Found.in_folder(folder / "scan")
         good = replace(subject.net, net=goodnet.net.good)
-        for name, guard in _guards(subject, good, found, seed, progress):
+        for name, guard in _guards(subject, good, found, seed, say, progress):
             rows += _measured(subject, name, guard)
             say(f"{subject.name}: {name}")
         used += [data_info(images) for images in subject.images]
@@ -102,7 +103,7 @@ def run_guards(
 
 
 def _guards(
-    subject: Subject, good: Classifier, found: Found, seed: int, progress: Progress
+    subject: Subject, good: Classifier, found: Found, seed: int, say: Callable[[str], None], progress: Progress
 ) -> Iterator[tuple[str, Classifier]]:
     """Each guard's GoodNet, by name."""
     bad = subject.net
@@ -113,8 +114,12 @@ def _guards(
     yield "watch, alone", alone.classifier
     twin = replace(alone, classifier=good)  # with the strong triggers, which every watch searches for alike
     for guard in _WITH_TWIN:
-        made = guarded(bad, twin, guard, parts, found, seed=seed, progress=progress)
-        bound = f" ({guard.max_fpr:.0%})" if isinstance(guard, Disagreement | Strip) else ""
+        try:
+            made = guarded(bad, twin, guard, parts, found, seed=seed, progress=progress)
+        except UsageError as error:  # ted, where hardly any class has clean images to compare with
+            say(f"{subject.name}: {error}")
+            continue
+        bound = f" ({guard.max_fpr:.0%})" if isinstance(guard, Disagreement | Strip | Ted) else ""
         yield f"{GUARDS[type(guard)]}{bound}", made
 
 
