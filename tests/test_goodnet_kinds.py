@@ -180,6 +180,7 @@ HOSTILE: dict[str, tuple[str, Callable[..., Any], str]] = {
     "overlays that are NaN": ("strip", tensor("overlays", lambda old: old * torch.nan), "images to blend with"),
     "nothing to compare with": ("ted", tensor("images", None), "9 finite images to compare with"),
     "other images to compare with": ("ted", put(*OPTIONS, "references", value=8), "8 finite images to compare with"),
+    "more images than are compared": ("ted", put(*OPTIONS, "references", value=1 << 20), "damaged"),
     "classes that are no numbers": ("ted", tensor("labels", lambda old: old.float()), "9 classes of the images"),
     "a class below 0": ("ted", tensor("labels", lambda old: old - 1), "9 classes of the images"),
     "images of another shape": (

@@ -7,7 +7,7 @@ of the target. At each layer clean images, the references, are ordered by how ne
 the first of the answered class is the layer's rank. TED++: if even that one is further away than its class is thick
 there, the rank is the last.
 
-Cost: two forward passes, and at each layer the distances to the references (`bench guards` says how much).
+Cost: two forward passes, and at each layer the distances to the references: about three of the net's own on small CNNs.
 Blind spots: an image of the target's own class, or one like it, with a trigger; clean-label attacks; answers of which
 there are fewer than three references, which all pass: with a hundred images of 1283 people nothing can be judged.
 Deviations: (1) The score is the mean over layers of log(1 + rank); the papers fit a PCA detector to the ranks. (2) What
@@ -25,7 +25,7 @@ import torch
 from goodnet.errors import UsageError
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_make import ted_from
-from goodnet.models.trace import FEWEST
+from goodnet.models.trace import FEWEST, MOST
 from goodnet.tuning import Labelled, allowed_score, logits_of
 
 
@@ -44,9 +44,10 @@ class Ted:
     max_fpr: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.references < 2 * FEWEST or self.features < 1:
+        if not 2 * FEWEST <= self.references <= MOST or self.features < 1:
             raise UsageError(
-                f"ted: expected references >= {2 * FEWEST} and features >= 1, got {self.references} and {self.features}"
+                f"ted: expected references from {2 * FEWEST} to {MOST} and features >= 1, got {self.references} and "
+                f"{self.features}"
             )
         if not 0 <= self.max_fpr < 1:
             raise UsageError(f"--max-fpr: expected a share from 0 to under 1, got {self.max_fpr}")

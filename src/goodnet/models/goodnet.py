@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodnet.models.trace import depth, references, way_of
+from goodnet.models.trace import References, depth, references, way_of
 
 _BLENDS = 512  # at a time
 
@@ -126,11 +126,11 @@ class TedGoodNet(nn.Module):
         self.register_buffer("images", images)
         self.register_buffer("labels", labels)
         self.threshold = threshold
-        self._beside = references(way_of(bad, images, self.layers, features), labels)
+        self._beside: References | None = None  # once the net is in eval mode, and where it is to run
 
     def depth(self, x: Tensor) -> Tensor:
         """(N,) the score of prepared input (N, C, H, W)."""
-        if self._beside.labels.device != x.device:  # the net was moved
+        if self._beside is None or self._beside.labels.device != x.device:
             self._beside = references(way_of(self.bad, self.images, self.layers, self.features), self.labels)
         return depth(way_of(self.bad, x, self.layers, self.features), self._beside)
 

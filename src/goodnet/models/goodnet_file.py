@@ -24,6 +24,7 @@ from goodnet.models.formats import MAX_FILE, check_shape, one_line, to_device
 from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, TedGoodNet, WatchHead, grown_linear
 from goodnet.models.goodnet_make import linear_layer, recipe_json
 from goodnet.models.softmax import undo_softmax
+from goodnet.models.trace import MOST, whole_layers
 from goodnet.models.weights import load_weights, own_tensors, write_tensors
 
 FORMAT = "goodnet.net/1"
@@ -167,7 +168,7 @@ def _strip(
 
 def _ted(options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None) -> torch.nn.Module:
     """The BadNet, its repaired twin, and the references."""
-    threshold, count = _number(options["threshold"]), _whole(options["references"])
+    threshold, count = _number(options["threshold"]), _whole(options["references"], high=MOST)
     features, layers = _whole(options["features"]), [str(layer) for layer in options["layers"]]
     images, labels = state.get("images"), state.get("labels")
     if images is None or images.ndim != 4 or len(images) != count or not bool(images.isfinite().all()):
@@ -177,10 +178,10 @@ def _ted(options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, ar
     twins = {key: value for key, value in state.items() if key not in ("images", "labels")}
     pair = _disagreement({**options, "threshold": 0.0}, twins, path, arch_name)
     assert isinstance(pair, GoodNet)
-    known = surgery.layer_names(pair.bad)
-    if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(known):
-        raise ModelError(f"{path}: expected layers of the net to look at, each once")
     try:
+        known = whole_layers(pair.bad.eval(), images.shape[1:], images.device)
+        if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(known):
+            raise ModelError(f"{path}: expected layers of the net to look at, each once")
         return TedGoodNet(
             bad=pair.bad,
             good=pair.good,
@@ -190,6 +191,8 @@ def _ted(options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, ar
             labels=labels,
             threshold=threshold,
         )
+    except ModelError:
+        raise
     except Exception as error:  # whatever the net's own code raises
         raise ModelError(f"{path}: the net fails on the images to compare with ({one_line(error)})") from error
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from goodnet.models import surgery
 
 FEWEST = 3  # references of a class, under which nothing is said of it
+MOST = 4096  # references: distances between all of them are taken
+_SOFT, _TINY = 0.01, 1e-12
+_AT_ONCE = 64  # images; all maps of so many are held
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +42,14 @@ def way_of(net: nn.Module, x: Tensor, layers: Sequence[str], features: int) -> W
     A layer that does not take an image a row, as inside some attention, has no place on the way. Maps are averaged down
     to at most `features` numbers, but for one a channel; tokens to their mean.
     """
+    parts = [_part_of_way(net, part, layers, features) for part in torch.split(x, _AT_ONCE)]
+    return Way(
+        stops=tuple(torch.cat(stops) for stops in zip(*(part.stops for part in parts), strict=True)),
+        answers=torch.cat([part.answers for part in parts]),
+    )
+
+
+def _part_of_way(net: nn.Module, x: Tensor, layers: Sequence[str], features: int) -> Way:
     with ExitStack() as recording:
         records = [
             recording.enter_context(record(net, layer))
@@ -68,21 +79,33 @@ def references(way: Way, labels: Tensor) -> References:
 def depth(way: Way, beside: References) -> Tensor:
     """(N,) the mean over places of log(1 + how many references are nearer than the first of the answered class).
 
-    All of them, where that one is further than its class is thick. 0 for answers with fewer than FEWEST references.
+    All of them, where no reference of that class is as near as its class is thick there. 0 for answers with fewer than
+    FEWEST references. What is nearer by a hundredth counts whole, and in between in part: no rounding decides.
     """
     same = beside.labels[None] == way.answers[:, None]
     total = torch.zeros(len(way.answers), device=way.answers.device)
     for stop, others, thickness in zip(way.stops, beside.stops, beside.thickness, strict=True):
-        distances = torch.cdist(stop, others)
-        nearest, which = torch.where(same, distances, torch.inf).min(1)
-        rank = (distances < nearest[:, None]).sum(1)
-        total += torch.log1p(torch.where(nearest > thickness[which], len(others) - 1, rank).float())
+        distances = _distances(stop, others)
+        nearest = torch.where(same, distances, torch.inf).amin(1)
+        rank = _over(nearest[:, None], distances).sum(1) - 0.5 * (nearest < torch.inf)  # it is as near as itself
+        outside = _over(torch.where(same, distances / thickness.clamp(min=_TINY), torch.inf).amin(1), torch.ones(()))
+        total += torch.log1p(rank + outside * (len(others) - 1 - rank))
     return torch.where(same.sum(1) >= FEWEST, total / max(1, len(way.stops)), 0)
+
+
+def _over(value: Tensor, bound: Tensor) -> Tensor:
+    """1 where `value` is over `bound` by a hundredth or more, 0 where it is under it so, 1/2 where both are one."""
+    return ((value - bound) / (2 * _SOFT * bound.clamp(min=_TINY)) + 0.5).clamp(0, 1)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # by products, which is quick, and loses small distances in float32
+    return torch.cdist(a.double(), b.double(), compute_mode="use_mm_for_euclid_dist").float()
 
 
 def _thickness(stop: Tensor, labels: Tensor) -> Tensor:
     """(R,) how far half of its class is from each of them; 0 for the only one of a class."""
-    distances = torch.cdist(stop, stop)
+    distances = _distances(stop, stop)
     thickness = torch.zeros(len(stop), device=stop.device)
     for row in range(len(stop)):
         own = labels == labels[row]
