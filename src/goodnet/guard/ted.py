@@ -7,13 +7,14 @@ of the target. At each layer clean images, the references, are ordered by how ne
 the first of the answered class is the layer's rank. TED++: if even that one is further away than its class is thick
 there, the rank is the last.
 
-Cost: two forward passes, and at each layer the distances to the references: about three of the net's own on small CNNs.
+Cost: two forward passes, and at each layer the distances to the references: five of the net's own passes on small CNNs.
 Blind spots: an image of the target's own class, or one like it, with a trigger; clean-label attacks; answers of which
 there are fewer than three references, which all pass: with a hundred images of 1283 people nothing can be judged.
 Deviations: (1) The score is the mean over layers of log(1 + rank); the papers fit a PCA detector to the ranks. (2) What
 each convolution and linear layer is given counts, and what it gives, whatever the activation. (3) Maps are averaged
-down to about `features` numbers: full ones take hundreds of megabytes. (4) The threshold is the choosing images' own
-quantile. (5) What is not refused is answered by the repaired net.
+down to about `features` numbers: full ones take hundreds of megabytes. (4) Outside of its class is what no
+reference of it has within its own radius, not only the nearest; counts are smoothed, so that no rounding decides. (5)
+The threshold is the choosing images' own quantile. (6) What is not refused is answered by the repaired net.
 """
 
 from __future__ import annotations
