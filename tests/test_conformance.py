@@ -15,6 +15,7 @@ from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.strip import Strip
+from goodnet.guard.ted import Ted
 from goodnet.guard.watch import Watch
 from goodnet.models.classifier import Classifier
 from goodnet.progress import Progress, silent
@@ -162,6 +163,13 @@ def strip(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: P
     return made.recipe, made.logits(rest[0])
 
 
+def ted(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
+    known = fit[0], net.predict(fit[0])  # of random classes hardly any answer would be right
+    made = Ted(max_fpr=0.2)(net, small_cnn(net.input.shape, net.classes), known, rest[0])
+    progress("guard", 1, 1)
+    return made.recipe, made.logits(rest[0])
+
+
 def combined(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: Progress) -> Any:
     search = StrongSchedule(starts=4, steps=3, batch=4)
     method = Combined(watch=Watch(search=search, further_search=search, further=1, stamped=40))
@@ -226,6 +234,7 @@ METHODS: dict[str, Run] = {
     "retrain": retraining,
     "disagreement": disagreement,
     "strip": strip,
+    "ted": ted,
     "combined": combined,
     "watch": watch,
     "ft-sam": clean_only(SharpnessAware(epochs=2, batch=8)),

@@ -225,6 +225,8 @@ def test_what_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
     for ending in ("onnx", "keras", "pt2"):
         with pytest.raises(ModelError, match="guard strip"):
             export_net(made("strip", "mlp"), tmp_path / f"net.{ending}")
+        with pytest.raises(ModelError, match="guard ted"):
+            export_net(made("ted", "mlp"), tmp_path / f"net.{ending}")
     odd = Classifier(net=Odd(), input=net.input, classes=3, recipe=net.recipe)
     with pytest.raises(ModelError, match="cannot be written as ONNX"):
         export_net(odd, tmp_path / "net.onnx")

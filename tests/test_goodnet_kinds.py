@@ -15,7 +15,7 @@ from goodnet.export import save_goodnet
 from goodnet.models import arch, surgery
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.goodnet_file import load_goodnet
-from goodnet.models.goodnet_make import filtered_from, grown_from, seconded_from, strip_from, watched_from
+from goodnet.models.goodnet_make import filtered_from, grown_from, seconded_from, strip_from, ted_from, watched_from
 from nets import classifier_of, linear
 from test_goodnet_net import mutate, put, tensor
 
@@ -100,6 +100,9 @@ def made_of(kind: str, net: Classifier) -> Classifier:
         return filtered_from(net, *a_filter(net))
     if kind == "strip":
         return strip_from(net, twin_of(net), torch.rand(5, *net.input.shape), 0.7)
+    if kind == "ted":
+        images, labels = torch.rand(9, *net.input.shape), torch.arange(9) % 2
+        return ted_from(net, twin_of(net), images, labels, features=20, threshold=0.7)
     watched = watched_from(net, *a_watch(net))
     if kind == "combined":
         return seconded_from(watched, twin_of(net), threshold=0.2)
@@ -132,7 +135,7 @@ def test_only_what_is_answered_with_a_watched_label_is_refused_and_by_its_own_di
     assert torch.equal(both[sure & (groups[answers] < 0)], answers[sure & (groups[answers] < 0)])
 
 
-@pytest.mark.parametrize("kind", ["grown", "filter", "watch", "second-opinion", "combined", "strip"])
+@pytest.mark.parametrize("kind", ["grown", "filter", "watch", "second-opinion", "combined", "strip", "ted"])
 @pytest.mark.parametrize("name", SPECS)
 def test_read_again_it_decides_the_same(kind: str, name: str, tmp_path: Path) -> None:
     net = net_of(name)
@@ -175,6 +178,20 @@ HOSTILE: dict[str, tuple[str, Callable[..., Any], str]] = {
         "fails on the input",
     ),
     "overlays that are NaN": ("strip", tensor("overlays", lambda old: old * torch.nan), "images to blend with"),
+    "nothing to compare with": ("ted", tensor("images", None), "9 finite images to compare with"),
+    "other images to compare with": ("ted", put(*OPTIONS, "references", value=8), "8 finite images to compare with"),
+    "more images than are compared": ("ted", put(*OPTIONS, "references", value=1 << 20), "damaged"),
+    "classes that are no numbers": ("ted", tensor("labels", lambda old: old.float()), "9 classes of the images"),
+    "a class below 0": ("ted", tensor("labels", lambda old: old - 1), "9 classes of the images"),
+    "images of another shape": (
+        "ted",
+        tensor("images", lambda old: old[:, :, :2].contiguous()),
+        "fails on the images to compare with",
+    ),
+    "a layer that is not there": ("ted", put(*OPTIONS, "layers", value=["fc9"]), "layers of the net to look at"),
+    "no layers": ("ted", put(*OPTIONS, "layers", value=[]), "layers of the net to look at"),
+    "a layer twice": ("ted", put(*OPTIONS, "layers", value=["fc1", "fc1"]), "layers of the net to look at"),
+    "layers a number": ("ted", put(*OPTIONS, "layers", value=3), "damaged"),
     "a threshold that is a word": ("combined", put(*OPTIONS, "threshold", value="1"), "damaged"),
     "a threshold below 0": ("strip", put(*OPTIONS, "threshold", value=-1.0), "damaged"),
     "NaN offsets": ("filter", tensor("fc2.offsets", lambda old: old * torch.nan), "NaN"),

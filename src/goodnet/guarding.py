@@ -6,6 +6,7 @@ from goodnet.found import Found
 from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.strip import Strip
+from goodnet.guard.ted import Ted
 from goodnet.guard.watch import Watch
 from goodnet.models.classifier import Classifier
 from goodnet.models.goodnet_make import seconded_from
@@ -14,12 +15,13 @@ from goodnet.progress import Progress, silent
 from goodnet.triggers.trigger import Trigger
 from goodnet.tuning import Repaired
 
-Guard = Disagreement | Watch | Strip | Combined
+Guard = Disagreement | Watch | Strip | Ted | Combined
 
 GUARDS: dict[type[Guard], str] = {
     Disagreement: "disagreement",
     Watch: "watch",
     Strip: "strip",
+    Ted: "ted",
     Combined: "combined",
 }
 
@@ -37,7 +39,7 @@ def guarded(
     """The GoodNet of a repaired net: itself, where it has a class N of its own.
 
     Raises:
-        UsageError: `Watch` or `Combined`, and no label was found.
+        UsageError: `Watch` or `Combined`, and no label was found; `Ted`, and there are too few clean images of a class.
     """
     good = repaired.classifier
     if good.refuses:
@@ -46,6 +48,8 @@ def guarded(
         return guard(bad, good, parts.choose[0])
     if isinstance(guard, Strip):
         return guard(bad, good, parts.fit[0], parts.choose[0], seed=seed)
+    if isinstance(guard, Ted):
+        return guard(bad, good, parts.fit, parts.choose[0])
     watch = guard.watch if isinstance(guard, Combined) else guard
     known = repaired.strong if repaired.strong_searches == (watch.search, watch.further_search) else ()
     watching = watched(bad, watch, parts, found, known=known, seed=seed, progress=progress).classifier

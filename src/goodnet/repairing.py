@@ -20,7 +20,7 @@ from goodnet.judging import Limits, held_out_triggers, judge_repair, search_agai
 from goodnet.keeping import Output, check_output, keep
 from goodnet.measure import answer, measure, share
 from goodnet.models.classifier import Classifier
-from goodnet.models.goodnet import GoodNet, StripGoodNet
+from goodnet.models.goodnet import GoodNet, StripGoodNet, TedGoodNet
 from goodnet.models.preflight import check_images, preflight
 from goodnet.parts import Parts
 from goodnet.progress import Progress, silent
@@ -227,8 +227,8 @@ class _Job:
         evidence = self.evidence(found)
         before = measure(self.classifier, self.parts.judge, evidence)
         after = measure(goodnet, self.parts.judge, evidence, before=before)
-        # disagreement gives a search nothing to climb, and STRIP would cost it 65 times as much
-        searched = repaired.classifier if isinstance(goodnet.net, GoodNet | StripGoodNet) else goodnet
+        # disagreement and TED's ranks give a search nothing to climb, and STRIP would cost it 65 times as much
+        searched = repaired.classifier if isinstance(goodnet.net, GoodNet | StripGoodNet | TedGoodNet) else goodnet
         again = search_again(
             searched,
             found.targets,

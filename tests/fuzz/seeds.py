@@ -113,6 +113,9 @@ def _goodnet(folder: Path) -> Files:
         "second": goodnet_make.seconded_from(watched, twin),
         "pair": goodnet_make.goodnet_from(net, twin),
         "strip": goodnet_make.strip_from(net, twin, torch.rand(2, 1, 4, 4), 0.5),
+        "ted": goodnet_make.ted_from(
+            net, twin, torch.rand(6, 1, 4, 4), torch.arange(6) % 2, features=16, threshold=0.5
+        ),
     }
     files = {}
     for name, classifier in made.items():

@@ -32,6 +32,7 @@ from goodnet.found import Found
 from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.strip import Strip
+from goodnet.guard.ted import Ted
 from goodnet.guard.watch import Watch
 from goodnet.guarding import GUARDS, Guard
 from goodnet.judging import Limits
@@ -73,7 +74,8 @@ from goodnet.triggers.trigger import Trigger
 @click.option("--guard", type=click.Choice(list(GUARDS.values())), default=None,
               help="What decides on class N where the method does not: BadNet and repaired net answer differently "
               "(default); a detector for suspicious labels, behind which the repaired net answers (watch); both of "
-              "these (combined); answers that stay when other images are blended in (strip; slow).")  # fmt: skip
+              "these (combined); answers that stay when other images are blended in (strip; slow); "
+              "answers that are come to by another way through the net than clean images take (ted).")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(1), default=300.0, show_default=True, metavar="SECONDS",
               help="auto: try nothing further after this.")  # fmt: skip
 @click.option("-o", "--goodnet", type=click.Path(path_type=Path), help="Where the GoodNet goes.")
@@ -97,7 +99,7 @@ from goodnet.triggers.trigger import Trigger
 @click.option("--min-detection", type=float, default=0.0, show_default=True,
               help="Accepted only if each trigger is sent to class N on at least this share.")  # fmt: skip
 @click.option("--max-fpr", type=float, help="Class N may take at most this share of the clean images that set it. "
-              "Default: 0.01 for nc-filter and combined, 0.05 for strip, no bound for the others.")  # fmt: skip
+              "Default: 0.01 for nc-filter and combined, 0.02 for ted, 0.05 for strip; else no bound.")  # fmt: skip
 @click.option("--keep-rejected", is_flag=True, help="Write the GoodNet even if it is not accepted.")
 @view_options
 @data_range_option
@@ -195,6 +197,8 @@ def _guard(options: dict[str, Any]) -> Guard:
     max_fpr = options["max_fpr"]
     if options["guard"] == "strip":
         return Strip() if max_fpr is None else Strip(max_fpr=max_fpr)
+    if options["guard"] == "ted":
+        return Ted() if max_fpr is None else Ted(max_fpr=max_fpr)
     if options["guard"] == "combined":
         return Combined() if max_fpr is None else Combined(max_fpr=max_fpr)
     return Disagreement(max_fpr=max_fpr)

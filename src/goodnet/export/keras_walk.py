@@ -21,7 +21,7 @@ from goodnet.export.keras_plan import INPUT, Plan, Value
 from goodnet.export.transaction import preparation
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import one_line
-from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, WatchHead
+from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, TedGoodNet, WatchHead
 
 _AS_MODULE: dict[str, type[nn.Module]] = {
     **{"relu": nn.ReLU, "relu_": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "silu": nn.SiLU},
@@ -51,6 +51,8 @@ def plan_of(classifier: Classifier, where: str) -> tuple[Plan, Value]:
     net = classifier.net
     if isinstance(net, StripGoodNet):
         raise plan.refuse("a GoodNet with the guard strip, which runs the net once for each image that it blends in,")
+    if isinstance(net, TedGoodNet):
+        raise plan.refuse("a GoodNet with the guard ted, which looks at layers inside the net,")
     if isinstance(net, GoodNet):
         bad, good = _walk(plan, net.bad, x, "bad_"), _walk(plan, net.good, x, "good_")
         return plan, keras_head.disagreement(plan, _logits(plan, bad), _logits(plan, good), net.threshold)

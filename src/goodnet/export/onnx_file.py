@@ -20,7 +20,7 @@ from goodnet.errors import ModelError
 from goodnet.export.transaction import Format, Whole
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import one_line
-from goodnet.models.goodnet import StripGoodNet
+from goodnet.models.goodnet import StripGoodNet, TedGoodNet
 
 OPSET = 17
 INPUT, OUTPUT = "images", "logits"
@@ -38,6 +38,11 @@ def write_onnx(classifier: Classifier, images: Tensor, path: Path) -> bytes:
     if isinstance(classifier.net, StripGoodNet):
         raise ModelError(
             f"{path}: a GoodNet with the guard strip runs the net once for each image that it blends in, which is not "
+            "written as ONNX; repair with --guard watch or disagreement, which are"
+        )
+    if isinstance(classifier.net, TedGoodNet):
+        raise ModelError(
+            f"{path}: a GoodNet with the guard ted looks at layers inside the net, which is not "
             "written as ONNX; repair with --guard watch or disagreement, which are"
         )
     import onnx

@@ -18,7 +18,7 @@ from goodnet.errors import ModelError
 from goodnet.export.transaction import Format, Whole
 from goodnet.models.classifier import Classifier
 from goodnet.models.formats import one_line
-from goodnet.models.goodnet import StripGoodNet
+from goodnet.models.goodnet import StripGoodNet, TedGoodNet
 
 _RUN = """
 import torch
@@ -36,6 +36,11 @@ def write_pt2(classifier: Classifier, images: Tensor, path: Path) -> bytes:
         raise ModelError(
             f"{path}: a GoodNet with the guard strip blends in as many images at a time as fit, which torch.export "
             "does not trace; repair with --guard watch or disagreement, which it does"
+        )
+    if isinstance(classifier.net, TedGoodNet):
+        raise ModelError(
+            f"{path}: a GoodNet with the guard ted looks at layers inside the net, which is not "
+            "traced by torch.export; repair with --guard watch or disagreement, which are"
         )
     about = {"input": PT2.input_of(classifier), "classes": classifier.classes, "name": classifier.name}
     about |= {"refused_class": classifier.classes} if classifier.refuses else {}

@@ -1,8 +1,10 @@
-"""What gives a net its class N, "this input is triggered". There are six kinds of GoodNet:
+"""What gives a net its class N, "this input is triggered". There are seven kinds of GoodNet:
 
 * `GoodNet`: a BadNet and its repaired twin. The two agree on clean images; where the backdoor was removed from one of
   them, a trigger makes them disagree, and strong disagreement is answered with class N (the competition's own design).
 * `StripGoodNet`: the same two, but class N is what keeps its answer when other images are blended into it.
+* `TedGoodNet`: the same two, but class N is what comes to its answer by a way through the net that clean images of that
+  answer do not take.
 * grown: one net whose last layer has N+1 rows and was trained so. It needs no module of its own.
 * filtered: one net whose last layer is a `FilterHead`, which refuses features that lie far along a trigger's direction.
 * watched: one net whose last layer is a `WatchHead`, which looks along a direction only where the net answers a label
@@ -12,9 +14,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from goodnet.models.trace import References, depth, references, way_of
 
 _BLENDS = 512  # at a time
 
@@ -81,6 +87,56 @@ def blended_entropy(net: nn.Module, x: Tensor, overlays: Tensor) -> Tensor:
         logs = F.log_softmax(net(blends), 1)
         total = total - (logs.exp() * logs).sum(1).view(len(x), len(part)).sum(1)
     return total / len(overlays)
+
+
+class TedGoodNet(nn.Module):
+    """Prepared input (N, C, H, W) -> logits (N, classes + 1), the repaired net's best class at 0.
+
+    The score of an input is its `goodnet.models.trace.depth` in the BadNet, beside the references. Class N wins exactly
+    where it is over the threshold; its logit is by how much. Otherwise the repaired net answers.
+
+    Args:
+        bad: the net as it came.
+        good: the repaired net; same input and classes.
+        layers: the BadNet's layers to look at.
+        features: see `goodnet.models.trace.way_of`.
+        images, labels: the references: prepared clean images (R, C, H, W) and what they show (R,) int64.
+        threshold: >= 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        *,
+        bad: nn.Module,
+        good: nn.Module,
+        layers: Sequence[str],
+        features: int,
+        images: Tensor,
+        labels: Tensor,
+        threshold: float,
+    ):
+        super().__init__()
+        self.bad = bad
+        self.good = good
+        self.layers = tuple(layers)
+        self.features = features
+        self.register_buffer("images", images)
+        self.register_buffer("labels", labels)
+        self.threshold = threshold
+        self._beside: References | None = None  # once the net is in eval mode, and where it is to run
+
+    def depth(self, x: Tensor) -> Tensor:
+        """(N,) the score of prepared input (N, C, H, W)."""
+        if self._beside is None or self._beside.labels.device != x.device:
+            self._beside = references(way_of(self.bad, self.images, self.layers, self.features), self.labels)
+        return depth(way_of(self.bad, x, self.layers, self.features), self._beside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        good = self.good(x)
+        return torch.cat([good - good.amax(1, keepdim=True), self.depth(x)[:, None] - self.threshold], 1)
 
 
 class FilterHead(nn.Module):

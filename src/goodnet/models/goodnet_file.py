@@ -21,9 +21,10 @@ from goodnet.errors import GoodnetError, ModelError, UnsafeFileError, UsageError
 from goodnet.models import arch, surgery, user_code
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.formats import MAX_FILE, check_shape, one_line, to_device
-from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, WatchHead, grown_linear
+from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, TedGoodNet, WatchHead, grown_linear
 from goodnet.models.goodnet_make import linear_layer, recipe_json
 from goodnet.models.softmax import undo_softmax
+from goodnet.models.trace import MOST, whole_layers
 from goodnet.models.weights import load_weights, own_tensors, write_tensors
 
 FORMAT = "goodnet.net/1"
@@ -165,6 +166,37 @@ def _strip(
     return StripGoodNet(bad=pair.bad, good=pair.good, overlays=overlays.float(), threshold=threshold)
 
 
+def _ted(options: Mapping[str, Any], state: Mapping[str, Tensor], path: Path, arch_name: str | None) -> torch.nn.Module:
+    """The BadNet, its repaired twin, and the references."""
+    threshold, count = _number(options["threshold"]), _whole(options["references"], high=MOST)
+    features, layers = _whole(options["features"]), [str(layer) for layer in options["layers"]]
+    images, labels = state.get("images"), state.get("labels")
+    if images is None or images.ndim != 4 or len(images) != count or not bool(images.isfinite().all()):
+        raise ModelError(f"{path}: expected {count} finite images to compare with")
+    if labels is None or labels.dtype != torch.int64 or labels.shape != (count,) or int(labels.min()) < 0:
+        raise ModelError(f"{path}: expected {count} classes of the images to compare with")
+    twins = {key: value for key, value in state.items() if key not in ("images", "labels")}
+    pair = _disagreement({**options, "threshold": 0.0}, twins, path, arch_name)
+    assert isinstance(pair, GoodNet)
+    try:
+        known = whole_layers(pair.bad.eval(), images.shape[1:], images.device)
+        if not layers or len(set(layers)) != len(layers) or not set(layers) <= set(known):
+            raise ModelError(f"{path}: expected layers of the net to look at, each once")
+        return TedGoodNet(
+            bad=pair.bad,
+            good=pair.good,
+            layers=layers,
+            features=features,
+            images=images.float(),
+            labels=labels,
+            threshold=threshold,
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the net's own code raises
+        raise ModelError(f"{path}: the net fails on the images to compare with ({one_line(error)})") from error
+
+
 def _sides(state: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
     """The weights of the nets 'bad' and 'good', and no others."""
     stray = next((key for key in state if not key.startswith(("bad.", "good."))), None)
@@ -222,6 +254,7 @@ def _watched(
 _KINDS = {
     "disagreement": _disagreement,
     "strip": _strip,
+    "ted": _ted,
     "grown": _grown,
     "filter": _filtered,
     "watch": _watched,

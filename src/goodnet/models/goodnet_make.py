@@ -11,7 +11,8 @@ from torch import Tensor
 from goodnet.errors import ModelError
 from goodnet.models import surgery
 from goodnet.models.classifier import Classifier, Recipe
-from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, WatchHead, grown_linear
+from goodnet.models.goodnet import FilterHead, GoodNet, SecondOpinion, StripGoodNet, TedGoodNet, WatchHead, grown_linear
+from goodnet.models.trace import whole_layers
 
 
 def goodnet_from(bad: Classifier, good: Classifier, *, threshold: float = 0.0) -> Classifier:
@@ -47,6 +48,35 @@ def strip_from(bad: Classifier, good: Classifier, overlays: Tensor, threshold: f
         StripGoodNet(bad=bad.net, good=good.net, overlays=prepared, threshold=threshold),
         {"kind": "strip", "threshold": threshold, "overlays": len(overlays)},
     )
+
+
+def ted_from(
+    bad: Classifier, good: Classifier, images: Tensor, labels: Tensor, *, features: int, threshold: float
+) -> Classifier:
+    """Joins a BadNet and its repaired twin; class N where an image takes another way than references of its answer.
+
+    Args:
+        images, labels: the references: clean images (R, C, H, W) in [0, 1] and what they show (R,) int64.
+        features, threshold: see `TedGoodNet`.
+
+    Raises:
+        ModelError: the nets differ in input or number of classes, or the BadNet has no layer to look at.
+    """
+    _check_pair(bad, good)
+    layers = whole_layers(bad.net, bad.input.shape, bad.device)
+    if not layers:
+        raise ModelError(f"{bad.name}: expected convolutions or linear layers to look at, found none; use strip")
+    net = TedGoodNet(
+        bad=bad.net,
+        good=good.net,
+        layers=layers,
+        features=features,
+        images=bad.prepare(images.to(bad.device)),
+        labels=labels.to(bad.device),
+        threshold=threshold,
+    )
+    options = {"kind": "ted", "threshold": threshold, "references": len(images), "features": features}
+    return _pair(bad, good, net, {**options, "layers": layers})
 
 
 def _check_pair(bad: Classifier, good: Classifier) -> None:
