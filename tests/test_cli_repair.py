@@ -128,6 +128,18 @@ def test_a_scan_hands_its_triggers_and_its_search_over(method: str, place: Path,
     assert found.median_norm == done["decision"]["median_norm"]
 
 
+def test_a_scan_hands_over_what_it_suspects_and_not_what_it_found_innocent(place: Path) -> None:
+    shutil.copytree("scanned", "suspected")
+    record = json.loads(Path("suspected/scan.json").read_text())
+    others = [row for row in record["labels"] if not row["flagged"]]
+    for row, p_value in zip(others, (0.11, 0.09, None, 0.02)):
+        row["p_value"] = p_value
+    for row in others[4:]:
+        row["p_value"] = 0.5
+    Path("suspected/scan.json").write_text(json.dumps(record))
+    assert Found.in_folder(Path("suspected"))[0].further == (others[3]["label"], others[1]["label"])
+
+
 def test_a_scan_hands_plain_stamps_of_flagged_labels_over_and_an_edited_one_is_refused(
     place: Path, shell: Shell
 ) -> None:

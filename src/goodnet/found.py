@@ -12,6 +12,8 @@ from goodnet.triggers.files import read_triggers
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.trigger import Trigger
 
+_SUSPICIOUS = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -21,7 +23,8 @@ class Found:
         triggers: of the flagged labels, fitted with this seed on these images, so that the judging split is new to
             them. Empty if nothing was flagged: then the backdoor cannot be judged.
         labels: flagged labels of which no trigger was kept; they are searched anew.
-        further: labels that were not flagged, the most suspicious first.
+        further: labels that were not flagged but are suspicious, the most suspicious first: by their p-values, one
+            innocent label in ten is one.
         stamps: plain ones that lead to flagged labels, where a scan has looked for them.
         median_norm: mask norm of an innocent label, in pixels; None where unknown.
         schedule: of the search that gave that norm; a search on the repaired net must be the same to be compared.
@@ -72,6 +75,10 @@ class Found:
 
 
 def _suspicious(record: ScanRecord) -> tuple[int, ...]:
-    """Labels that a scan has not flagged, by their p-values."""
-    rows = [row for row in record.labels if not row.flagged and row.p_value is not None]
-    return tuple(row.label for row in sorted(rows, key=lambda row: (row.p_value, row.label)))
+    """Labels that a scan has not flagged and has cause to look at, by their p-values.
+
+    Of a thousand labels that is a hundred, of which repairs take the first; of ten it is one, or none: to watch what a
+    scan has found to be as innocent as the others costs accuracy for nothing.
+    """
+    found = sorted((row.p_value, row.label) for row in record.labels if not row.flagged and row.p_value is not None)
+    return tuple(label for p_value, label in found if p_value <= _SUSPICIOUS)
