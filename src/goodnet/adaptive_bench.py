@@ -25,7 +25,7 @@ from goodnet.attacks.low_norm import lowest
 from goodnet.attacks.reattack import Reattack, reattack
 from goodnet.attacks.train import share_right
 from goodnet.auto import Auto, auto
-from goodnet.cells import run_cells
+from goodnet.cells import run_cells, tell
 from goodnet.data.images import Images
 from goodnet.detection_pool import Pooled, PoolSets, build, needs, pool_sets
 from goodnet.detection_specs import PoolNet
@@ -115,15 +115,11 @@ def run_adaptive(
         command=tuple(command),
         progress=progress if runner.here else silent,
     )
-    found: dict[int, Cell] = {}
     folders = "bench adaptive: expected --out, --cache and --data"
-    for number, cell in run_cells(
-        adaptive_cell, bench, made, out=bench.out, folders=folders, runner=runner, progress=progress
-    ):
-        found[number] = cell
-        for row in cell.rows:
-            say(_line(row, len(found), len(made)))
-    done = [found[number] for number in range(len(made))]
+    done = run_cells(
+        adaptive_cell, bench, made, out=bench.out, folders=folders, runner=runner, progress=progress,
+        each=lambda cell, count: tell([_line(row, count, len(made)) for row in cell.rows], say),
+    )  # fmt: skip
     record = AdaptiveRecord(
         rows=tuple(row for cell in done for row in cell.rows),
         left_out=left_out,

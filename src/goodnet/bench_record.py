@@ -59,6 +59,18 @@ class BenchScan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchCell:
+    """What came of one net: its scan, its rows, on what images and which machine, and lines for who watches."""
+
+    scan: BenchScan
+    rows: tuple[BenchRow, ...]
+    used: tuple[DataInfo, ...]
+    model: ModelInfo
+    machine: Environment
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """Figures that others published for a net, on the competition's whole data, in percent."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +25,9 @@ def run_cells(
     folders: str,
     runner: Runner,
     progress: Progress,
-) -> Iterator[tuple[int, _R]]:
-    """Yields each cell's index and result as it is there; a cell has all cores to itself.
+    each: Callable[[_R, int], None],
+) -> list[_R]:
+    """The cells' results, in their order; a cell has all cores to itself.
 
     Args:
         function: of a module; called with `bench` and a cell.
@@ -34,16 +35,26 @@ def run_cells(
         out: folder of all results.
         folders: which options name them, as a line begins that goes on: in folders that all machines share.
         progress: told of `nets`.
+        each: called with each result as it is there, and how many there are by then.
 
     Raises:
         UsageError: a machine does not share the folders; and what the function raises.
     """
     progress("nets", 0, len(cells))
+    found: dict[int, _R] = {}
     with marked(out) as mark:
         shared = (mark, folders, function, bench)
-        for done, (number, result) in enumerate(runner.run(_cell, shared, cells, alone=True), start=1):
-            progress("nets", done, len(cells))
-            yield number, result
+        for number, result in runner.run(_cell, shared, cells, alone=True):
+            found[number] = result
+            progress("nets", len(found), len(cells))
+            each(result, len(found))
+    return [found[number] for number in range(len(cells))]
+
+
+def tell(lines: Iterable[str], say: Callable[[str], None]) -> None:
+    """What a cell has to say, to who watches."""
+    for line in lines:
+        say(line)
 
 
 def _cell(shared: tuple[Path, str, Callable[[Any, Any], Any], Any], cell: Any, tell: Tell) -> Any:

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from goodnet.about import data_info, environment, method_info, model_info
-from goodnet.bench_record import BenchRecord, BenchRow, BenchScan, Published
-from goodnet.cells import run_cells
+from goodnet.bench_record import BenchCell, BenchRecord, BenchRow, BenchScan, Published
+from goodnet.cells import run_cells, tell
 from goodnet.data.images import Images
 from goodnet.data.readers import read_images
 from goodnet.detect.neural_cleanse import NeuralCleanse
@@ -30,7 +30,7 @@ from goodnet.measure import answer, measure, share
 from goodnet.models.classifier import Classifier
 from goodnet.models.load import load_classifier
 from goodnet.progress import Progress, silent
-from goodnet.record import DataInfo, Environment, Measured, ModelInfo, Poisoned, ScanRecord, Share, read_record
+from goodnet.record import Measured, Poisoned, ScanRecord, Share, read_record
 from goodnet.repair.retrain import Retraining
 from goodnet.repairing import METHODS, Method, repair
 from goodnet.runners import SERIAL, Runner
@@ -132,17 +132,12 @@ def run_csaw(
         command=tuple(command),
         progress=progress if runner.here else silent,
     )
-    found: dict[int, Cell] = {}
-    folders = "bench csaw: expected --out and --data"
     _prepared.cache_clear()
-    for number, cell in run_cells(
-        csaw_cell, bench, nets, out=bench.out, folders=folders, runner=runner, progress=progress
-    ):
-        found[number] = cell
-        for line in cell.said:
-            say(line)
+    done = run_cells(
+        csaw_cell, bench, nets, out=bench.out, folders="bench csaw: expected --out and --data", runner=runner,
+        progress=progress, each=lambda cell, _: tell(cell.said, say),
+    )  # fmt: skip
     _prepared.cache_clear()
-    done = [found[number] for number in range(len(nets))]
     if not done:
         raise UsageError("bench csaw: expected at least one net, got none")
     record = BenchRecord(
@@ -172,18 +167,6 @@ class Bench:
     progress: Progress
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What came of one net, on what, and lines for who watches."""
-
-    scan: BenchScan
-    rows: tuple[BenchRow, ...]
-    used: tuple[DataInfo, ...]
-    model: ModelInfo
-    machine: Environment
-    said: tuple[str, ...]
-
-
 @lru_cache(maxsize=1)
 def _prepared(folder: Path) -> tuple[Faces, Classifier, Mapping[str, float | None]]:
     """What all nets are measured on, the clean net, and its RA under each trigger."""
@@ -192,7 +175,7 @@ def _prepared(folder: Path) -> tuple[Faces, Classifier, Mapping[str, float | Non
     return faces, clean, _ceilings(clean, faces)
 
 
-def csaw_cell(bench: Bench, name: str) -> Cell:
+def csaw_cell(bench: Bench, name: str) -> BenchCell:
     """Scans a net, repairs it with every method, and measures what came of each."""
     faces, clean, ceilings = _prepared(bench.folder)
     net = load_classifier(bench.folder / "nets" / NETS[name], arch="deepid")
@@ -205,7 +188,7 @@ def csaw_cell(bench: Bench, name: str) -> Cell:
     for method in bench.methods:
         rows += _method_rows(job, method, found, out, bench.seed, bench.command, progress)
         said.append(f"{name}, {METHODS[type(method)]}: {rows[-1].seconds:.0f} s")
-    return Cell(
+    return BenchCell(
         scan=_bench_scan(name, record, faces),
         rows=tuple(rows),
         used=tuple(map(data_info, (faces.clean, faces.test, faces.strangers, *faces.poisoned.values()))),

@@ -74,7 +74,6 @@ def run_detection(
         raise UsageError(
             f"bench detection: expected nets to scan, got none; {left_out[0] if left_out else 'name some'}"
         )
-    found: dict[int, Cell] = {}
     bench = Bench(
         cache=cache.absolute(),
         out=out.absolute(),
@@ -85,19 +84,18 @@ def run_detection(
         progress=progress if runner.here else silent,
     )
     folders = "bench detection: expected --out, --cache and --data"
-    for number, cell in run_cells(
-        scan_cell, bench, made, out=bench.out, folders=folders, runner=runner, progress=progress
-    ):
-        found[number] = cell
-        say(_line(cell.row, len(found), len(made), time.perf_counter() - started))
-    rows = [found[number].row for number in range(len(made))]
+    cells = run_cells(
+        scan_cell, bench, made, out=bench.out, folders=folders, runner=runner, progress=progress,
+        each=lambda cell, count: say(_line(cell.row, count, len(made), time.perf_counter() - started)),
+    )  # fmt: skip
+    rows = [cell.row for cell in cells]
     result = DetectionRecord(
         rows=tuple(rows),
         summaries=summaries(rows, seed=seed),
         left_out=left_out,
         method=method_info(METHODS[type(method)], method, seed),
         seconds=time.perf_counter() - started,
-        environment=found[0].machine,
+        environment=cells[0].machine,
     )
     write_record(result, out / "detection.json")
     return result

@@ -17,7 +17,7 @@ import torch
 
 from goodnet import stats
 from goodnet.about import data_info, environment, model_info
-from goodnet.cells import run_cells
+from goodnet.cells import run_cells, tell
 from goodnet.class_n import over
 from goodnet.data.images import Images
 from goodnet.errors import UsageError
@@ -79,15 +79,11 @@ def run_guards(
         progress=progress if runner.here else silent,
     )
     cells = [(seed, name) for name in in_order(nets)]
-    found: dict[int, Cell] = {}
-    folders = "bench guards: expected --out and --data"
-    for number, cell in run_cells(
-        guard_cell, bench, cells, out=bench.out, folders=folders, runner=runner, progress=progress
-    ):
-        found[number] = cell
-        for line in cell.said:
-            say(line)
-    done = [found[number] for number in range(len(cells)) if found[number].rows]
+    made = run_cells(
+        guard_cell, bench, cells, out=bench.out, folders="bench guards: expected --out and --data", runner=runner,
+        progress=progress, each=lambda cell, _: tell(cell.said, say),
+    )  # fmt: skip
+    done = [cell for cell in made if cell.rows]
     if not done:
         raise UsageError("bench guards: expected at least one net that is flagged and repaired, got none")
     record = GuardRecord(

@@ -17,8 +17,8 @@ import numpy as np
 
 from goodnet.about import data_info, environment, model_info
 from goodnet.auto import auto
-from goodnet.bench_record import BenchRecord, BenchRow, BenchScan
-from goodnet.cells import run_cells
+from goodnet.bench_record import BenchCell, BenchRecord, BenchRow, BenchScan
+from goodnet.cells import run_cells, tell
 from goodnet.csaw import PUBLISHED
 from goodnet.data.images import Images
 from goodnet.data.splits import split
@@ -31,7 +31,7 @@ from goodnet.models.goodnet import GoodNet, SecondOpinion
 from goodnet.models.goodnet_file import load_goodnet
 from goodnet.models.load import file_sha256
 from goodnet.progress import Progress, silent
-from goodnet.record import DataInfo, Environment, ModelInfo, Poisoned, RepairRecord, ScanRecord, Share, read_record
+from goodnet.record import Poisoned, RepairRecord, ScanRecord, Share, read_record
 from goodnet.repair_subjects import NETS, Subject, in_order, subjects
 from goodnet.runners import SERIAL, Runner
 from goodnet.scan import scan
@@ -74,15 +74,10 @@ def run_repairs(
         command=tuple(command),
         progress=progress if runner.here else silent,
     )
-    found: dict[int, Cell] = {}
-    folders = "bench repair: expected --out and --data"
-    for number, cell in run_cells(
-        repair_cell, bench, cells, out=bench.out, folders=folders, runner=runner, progress=progress
-    ):
-        found[number] = cell
-        for line in cell.said:
-            say(line)
-    done = [found[number] for number in range(len(cells))]
+    done = run_cells(
+        repair_cell, bench, cells, out=bench.out, folders="bench repair: expected --out and --data", runner=runner,
+        progress=progress, each=lambda cell, _: tell(cell.said, say),
+    )  # fmt: skip
     record = BenchRecord(
         name="repair",
         rows=tuple(row for cell in done for row in cell.rows),
@@ -108,19 +103,7 @@ class Bench:
     progress: Progress
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What came of one net with one seed, on what, and lines for who watches."""
-
-    scan: BenchScan
-    rows: tuple[BenchRow, ...]
-    used: tuple[DataInfo, ...]
-    model: ModelInfo
-    machine: Environment
-    said: tuple[str, ...]
-
-
-def repair_cell(bench: Bench, cell: tuple[int, str]) -> Cell:
+def repair_cell(bench: Bench, cell: tuple[int, str]) -> BenchCell:
     """Scans, repairs and measures a net."""
     seed, name = cell
     (subject,) = subjects(bench.data, [name], seed)
@@ -131,7 +114,7 @@ def repair_cell(bench: Bench, cell: tuple[int, str]) -> Cell:
     if record.flagged_labels:
         rows += _repaired(subject, folder, seed, bench.time_limit, bench.command, bench.progress)
         said.append(f"{name}, seed {seed}: {rows[-1].method}, {rows[-1].seconds:.0f} s")
-    return Cell(
+    return BenchCell(
         scan=BenchScan(
             net=name,
             verdict=record.verdict,

@@ -105,9 +105,8 @@ def scan(
         overwrite: replace an earlier scan in `out`.
         check_input: stop where ACC on the clean images says that the net is fed the wrong way.
         time_limit: seconds after which the scan stops and ends as inconclusive with what was found.
-        memory: what this process may take, in bytes or as `2GiB`; blocks, and then threads, are made fewer until the
-            scan fits. By default that happens only where it would take more than what the process has and three
-            quarters of what is free. Another block changes figures by rounding; the record's `method` then has it.
+        memory: what this process may take, in bytes or as `2GiB`: blocks, then threads, are made fewer until it fits; by
+            default, what it has and 3/4 of what is free. Another block rounds otherwise; the record's `method` has it.
         command: what the user typed, for the record.
         progress: told how far each stage is.
         say: told, in a line, that an earlier run's results are taken over.
@@ -130,9 +129,9 @@ def scan(
     _check_classes(fit[1], range(classifier.classes) if labels is None else labels)
     fitting = _bounded(method, classifier, fit[0], labels, len(fit[0]) + len(held_out[0]), memory, runner)
     method, threads = (fitting.method, fitting.threads) if fitting else (method, torch.get_num_threads())
+    before()
+    work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
     with giving_back(fitting is not None and fitting.gives_back):
-        before()
-        work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
         detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, threads=threads,
                             progress=progress, work=work, runner=runner)  # fmt: skip
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
