@@ -105,8 +105,8 @@ def scan(
         overwrite: replace an earlier scan in `out`.
         check_input: stop where ACC on the clean images says that the net is fed the wrong way.
         time_limit: seconds after which the scan stops and ends as inconclusive with what was found.
-        memory: what this process may take, in bytes or as `2GiB`: blocks, then threads, are made fewer until it fits; by
-            default, what it has and 3/4 of what is free. Another block rounds otherwise; the record's `method` has it.
+        memory: what this process may take, in bytes or as `2GiB`: blocks, then threads, are made fewer until it fits.
+            By default what it has and 3/4 of what is free. Another block rounds otherwise; `method` then has it.
         command: what the user typed, for the record.
         progress: told how far each stage is.
         say: told, in a line, that an earlier run's results are taken over.
@@ -132,8 +132,7 @@ def scan(
     before()
     work = _work(out, fingerprint(classifier, images, method, seed, labels), time_limit, say)
     with giving_back(fitting is not None and fitting.gives_back):
-        detection = _detect(method, classifier, fit, held_out, seed=seed, labels=labels, threads=threads,
-                            progress=progress, work=work, runner=runner)  # fmt: skip
+        detection = _detect(method, classifier, fit, held_out, seed, labels, threads, progress, work, runner)
     verdict, reasons = decide(detection, classifier.classes, whole=not work.out_of_time)
     tested, not_tested = _coverage(method, detection)
     record = ScanRecord(
@@ -233,7 +232,6 @@ def _detect(
     classifier: Classifier,
     fit: tuple[torch.Tensor, torch.Tensor],
     held_out: tuple[torch.Tensor, torch.Tensor],
-    *,
     seed: int,
     labels: Sequence[int] | None,
     threads: int,
