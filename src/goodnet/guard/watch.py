@@ -85,7 +85,7 @@ class Watch:
         altered: of each side's clean images at most so many are made by altering.
         max_refused: share of the clean images answered with a flagged label that may be refused.
         max_refused_altered: the same of altered images, which stand in for strangers where there are enough; they are
-            harder, at the edge of the label: half as many of others that were not altered are refused.
+            harder, at the edge of the label: of others that were not altered, half as many are refused or fewer.
         max_refused_further: the same for the others together: nothing speaks against them but their order.
         max_fpr: share of all clean images that may lie over the threshold, were all labels watched.
     """
@@ -100,7 +100,7 @@ class Watch:
     like: float = 0.2
     altered: int = 12_000
     max_refused: float = 0.08
-    max_refused_altered: float = 0.12
+    max_refused_altered: float = 0.2
     max_refused_further: float = 0.02
     max_fpr: float = 0.02
 
