@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from cli_support import Shell
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests that take long for what they add to the fast ones come last: where time is short, they are left."""
+    marks = {item: item.get_closest_marker("slow") for item in items}
+    items.sort(key=lambda item: (mark := marks[item]) is not None and bool(mark.kwargs.get("last")))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Slow tests begin until $GOODNET_TESTS_UNTIL (seconds since 1970); later ones are skipped, each by its name."""
     until = os.environ.get("GOODNET_TESTS_UNTIL")

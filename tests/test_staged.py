@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from goodnet.detect.all_to_all import Away
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detect.preference import preferences
@@ -38,6 +39,7 @@ TWO_PASSES = Staged(
     masks=NeuralCleanse(
         search=Schedule(steps=30, batch=8), screen=Schedule(steps=16, batch=4), candidates=6, controls=16
     ),
+    away=Away(search=Schedule(steps=16, batch=8)),
     plain=PlainSchedule(images=2, levels=2, rounds=2),
 )
 
