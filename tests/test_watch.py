@@ -152,7 +152,7 @@ def test_a_single_image_of_a_label_stands_for_more_of_them_when_it_is_altered() 
     images, _ = pictures(2000, seed=9)
     own = images[net.predict(images) == 1]
     refused = {0: 0.0, 12_000: 0.0}
-    for draw in range(2):
+    for draw in range(4):
         sides = []
         for part in (pictures(40, seed=20 + draw), pictures(40, seed=30 + draw)):
             there = net.predict(part[0]) == 1
@@ -160,6 +160,6 @@ def test_a_single_image_of_a_label_stands_for_more_of_them_when_it_is_altered() 
             sides.append((part[0][~there], part[1][~there]))
         for count in refused:
             made = Watch(search=SHORT, altered=count)(net, *sides, labels=[1], seed=0).classifier
-            refused[count] += float((made.predict(own) == 4).double().mean()) / 2
+            refused[count] += float((made.predict(own) == 4).double().mean()) / 4
     assert refused[0] > 0.5  # one image says little
     assert refused[12_000] < 0.75 * refused[0]
