@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
@@ -20,6 +22,12 @@ from browser import browser, chromium  # noqa: F401
 
 if TYPE_CHECKING:
     from cli_support import Shell
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests that take long for what they add to the fast ones come last: where time is short, they are left."""
+    marks = {item: item.get_closest_marker("slow") for item in items}
+    items.sort(key=lambda item: (mark := marks[item]) is not None and bool(mark.kwargs.get("last")))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -47,7 +55,21 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_scans() -> Iterator[None]:
+    """A scan takes a third of its steps, which finds the same in the block nets: masks are as small, 1 in 20 apart."""
+    from goodnet.detect.all_to_all import Away
+    from goodnet.staged import Staged
+    from goodnet.triggers.inversion import Schedule
+
+    defaults = Staged.__init__.__kwdefaults__
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(defaults, "masks", replace(defaults["masks"], search=Schedule(steps=100)))
+        patched.setitem(defaults, "away", Away(search=Schedule(steps=50)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def template(short_scans: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bad.pt, clean.pt and clean.npz; modules that want more have one of their own."""
     from cli_support import fill
 

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 import goodnet
 from cli_support import TARGET, block_images, fill, save_images, triggered
+from goodnet import api
+from goodnet.auto import CANDIDATES, auto
 from goodnet.errors import UsageError
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -37,7 +40,11 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_readmes_ten_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_ten_lines(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dear candidates, which are tried first and have tests of their own, are left out."""
+    monkeypatch.setattr(api, "auto", partial(auto, candidates=CANDIDATES[3:]))
     (code,) = re.findall(r"```python\n(.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     names: dict[str, Any] = {}
@@ -92,8 +99,6 @@ assert module.METHODS is METHODS and callable(module)
 
 
 def test_each_name_has_a_docstring() -> None:
-    from goodnet import api
-
     assert set(goodnet.__all__) == set(NAMES) <= set(dir(goodnet))
     for name in NAMES:
         said = inspect.getdoc(getattr(api, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from goodnet.triggers.strong import StrongSchedule
 from nets import SHAPE, classifier_of, pictures, planted
 
 SEARCH = StrongSchedule(starts=10, steps=40, batch=8)
-WATCH = Watch(search=SEARCH, further=0)
+WATCH = Watch(search=SEARCH, further=0, altered=1000)
 UNLEARN = DistilledUnlearning(
     search=SEARCH,
     masks=1,
@@ -130,12 +131,14 @@ def test_the_next_guard_takes_the_net_that_the_method_has_made(monkeypatch: pyte
         return made(self, *args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DistilledUnlearning, "__call__", counted)
-    second = Candidate(name="second", method=UNLEARN, guard=Disagreement(max_fpr=0.01))
+    short = replace(UNLEARN, steps=20, refresh=10, settle=10)
+    first = Candidate(name="first", method=short, guard=WATCH)
+    second = Candidate(name="second", method=short, guard=Disagreement(max_fpr=0.01))
     monkeypatch.setattr(repairing, "judge_repair", lambda *_: (False, ("never",)))
-    record, _ = auto(net, images, found=found, candidates=(GOOD, second))
+    record, _ = auto(net, images, found=found, candidates=(first, second))
     alone, _ = auto(net, images, found=found, candidates=(second,))
     assert len(calls) == 2
-    assert [row.name for row in record.tried] == ["unlearn, watch", "second"]
+    assert [row.name for row in record.tried] == ["first", "second"]
     assert record.tried[1].asr == alone.tried[0].asr
     assert record.tried[1].acc == alone.tried[0].acc
 

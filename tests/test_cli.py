@@ -49,7 +49,7 @@ REPAIR_KEYS = {"format", "accepted", "method", "before", "after", "reasons"}
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(short_scans: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bad.pt, clean.pt, clean.npz, and a scan of bad.pt in scanned."""
     folder = tmp_path_factory.mktemp("nets")
     fill(folder)

@@ -211,7 +211,7 @@ class Bomb:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(short_scans: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every right and wrong input of the cases above."""
     folder = tmp_path_factory.mktemp("mistakes")
     _nets(folder)

@@ -18,7 +18,7 @@ from goodnet.triggers.files import read_triggers
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(short_scans: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nets and images, a scan, and known poison that no repair below sees but for retrain."""
     folder = tmp_path_factory.mktemp("repair")
     fill(folder)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from goodnet.detect.all_to_all import Away
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
+from goodnet.guard import watch as watch_module
 from goodnet.guard.combined import Combined
 from goodnet.guard.disagreement import Disagreement
 from goodnet.guard.strip import Strip
@@ -37,7 +39,7 @@ from goodnet.triggers.generator import GeneratorSchedule
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.margin import MarginSchedule
 from goodnet.triggers.plain import PlainSchedule
-from goodnet.triggers.strong import StrongSchedule
+from goodnet.triggers.strong import SquareSchedule, StrongSchedule
 from goodnet.triggers.trigger import Trigger
 from nets import small_cnn
 
@@ -68,7 +70,8 @@ def staged(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progress: 
         search=Schedule(steps=6, batch=4), screen=Schedule(steps=3, batch=4), candidates=1, controls=8
     )
     plain = PlainSchedule(images=2, levels=2, rounds=1)
-    method = Staged(margins=MaxMargin(climb=MarginSchedule(steps=5)), masks=masks, plain=plain, margin_candidates=2)
+    margins, away = MaxMargin(climb=MarginSchedule(steps=5)), Away(search=Schedule(steps=6, batch=4))
+    method = Staged(margins=margins, masks=masks, away=away, plain=plain, margin_candidates=2)
     found = method(net, fit, rest, seed=seed, progress=progress)
     return found.labels, [trigger.mask for trigger in found.triggers.values()]
 
@@ -198,6 +201,7 @@ def distilled(net: Classifier, fit: Labelled, rest: Labelled, seed: int, progres
     search = StrongSchedule(starts=4, steps=3, batch=4)
     method = DistilledUnlearning(
         search=search,
+        squares=SquareSchedule(side=0.4, steps=3, batch=4),
         masks=1,
         mask_search=Schedule(steps=3),
         refresh=2,
@@ -244,6 +248,11 @@ METHODS: dict[str, Run] = {
 }
 SHORT = Schedule(steps=40, batch=8)
 SHAPES = [((3, 12, 10), 11), ((1, 9, 14), 11), ((3, 10, 10), 2)]
+
+
+@pytest.fixture(autouse=True)
+def _short_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_STEPS", 20)
 
 
 def data(net: Classifier) -> tuple[Labelled, Labelled]:
@@ -325,7 +334,7 @@ def test_another_seed_gives_another_result(name: str) -> None:
 @pytest.mark.parametrize(
     "detector",
     [
-        Staged(masks=NeuralCleanse(search=SHORT)),
+        Staged(masks=NeuralCleanse(search=SHORT), away=Away(search=SHORT)),
         NeuralCleanse(search=SHORT),
         GangSweep(search=GeneratorSchedule(turns=12, batch=8)),
     ],

@@ -11,7 +11,7 @@ from goodnet.sparing import changed_layers
 from goodnet.stamps import PlainStamp
 from goodnet.triggers.inversion import Schedule
 from goodnet.triggers.plain import stamp_trigger
-from goodnet.triggers.strong import StrongSchedule
+from goodnet.triggers.strong import SquareSchedule, StrongSchedule
 from goodnet.tuning import accuracy, logits_of
 from nets import SHAPE, pictures, planted
 
@@ -20,10 +20,11 @@ SHORT = DistilledUnlearning(
     search=SEARCH,
     masks=1,
     mask_search=Schedule(steps=30),
-    refresh=50,
+    refresh=25,
     refresh_search=StrongSchedule(starts=3, steps=20, batch=8),
-    steps=200,
-    settle=100,
+    squares=SquareSchedule(side=0.25, steps=20),
+    steps=100,
+    settle=50,
 )
 
 
@@ -36,7 +37,7 @@ def test_a_planted_backdoor_is_unlearned_without_being_given_a_trigger() -> None
     assert (found.classifier.predict(triggered) == 3).double().mean() < 0.05
     assert (found.classifier.predict(triggered) == net.predict(test)).double().mean() > 0.8  # seen through, not hidden
     assert accuracy(found.classifier, choose) >= accuracy(net, choose) - 0.05
-    assert found.epoch == 200
+    assert found.epoch == SHORT.steps
 
 
 def test_few_weights_change_and_the_others_stay_bit_by_bit() -> None:
@@ -74,7 +75,7 @@ def test_a_label_beside_the_flagged_one_is_unlearned_too() -> None:
     fit, choose = pictures(60, seed=2), pictures(60, seed=3)
     rates = []
     for further in ((), (3,)):
-        method = replace(SHORT, further_search=SEARCH, further_batch=16, settle=0)
+        method = replace(SHORT, further_search=SEARCH, further_batch=16, steps=200, settle=0)
         found = method(net, fit, choose, triggers=(), labels=[1], further=further, seed=0)
         assert {trigger.target for trigger in found.strong} == {1, *further}
         rates.append(float((found.classifier.predict(trigger.apply(test)) == 3).double().mean()))

@@ -33,7 +33,7 @@ def test_shell_example_says_what_it_takes() -> None:
 
 @pytest.mark.slow
 def test_python_example_on_a_real_net(shared_data: Path, tmp_path: Path) -> None:
-    done = run(sys.executable, EXAMPLES / "csaw.py", shared_data / "faces", "--labels", "12", "--out", tmp_path)
+    done = run(sys.executable, EXAMPLES / "csaw.py", shared_data / "faces", "--labels", "8", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "anonymous_1_bd_weights.h5: suspect, labels [0]" in done.stdout
     assert "five triggered faces:" in done.stdout

@@ -48,7 +48,7 @@ def test_readers_survive_damaged_files(files: Path, tmp_path: Path) -> None:
     survived(40, files, tmp_path, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(last=True)
 def test_readers_survive_more_damaged_files(files: Path, tmp_path: Path) -> None:
     survived(300, files, tmp_path, seed=1)
 

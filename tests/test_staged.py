@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from goodnet.detect.all_to_all import Away
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
 from goodnet.detect.preference import preferences
@@ -35,6 +39,7 @@ TWO_PASSES = Staged(
     masks=NeuralCleanse(
         search=Schedule(steps=30, batch=8), screen=Schedule(steps=16, batch=4), candidates=6, controls=16
     ),
+    away=Away(search=Schedule(steps=16, batch=8)),
     plain=PlainSchedule(images=2, levels=2, rounds=2),
 )
 
@@ -221,8 +226,9 @@ def test_out_of_time_is_inconclusive_and_goes_on_later(tmp_path: Path, limit: fl
         scan(net, images, time_limit=0.0)
 
 
+# One child a scan, for what is imported takes longer: a folder comes in, its process and how that ended go out.
 SCRIPT = """
-import sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
@@ -233,30 +239,50 @@ from goodnet.scan import scan
 from nets import clean_images, net_with
 from test_staged import TWO_PASSES
 net = net_with(60, {{7: (1, 6)}})
-scan(net, clean_images(net), method=TWO_PASSES, out=Path(sys.argv[1]))
+images = clean_images(net)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            scan(net, images, method=TWO_PASSES, out=Path(line.rstrip()))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_points_the_record_is_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    started = time.monotonic()
-    subprocess.run([sys.executable, script, tmp_path / "whole"], check=True)
-    takes = time.monotonic() - started
-    draws = random.Random(0)
-    kills = 0
-    while kills < 20:
-        process = subprocess.Popen([sys.executable, script, tmp_path / "killed"])
-        try:
-            process.wait(timeout=draws.uniform(0.3, 1.0) * takes)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-        if (tmp_path / "killed" / "scan.json").exists():
-            assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
-            for file in sorted((tmp_path / "killed").rglob("*"), reverse=True):
-                file.unlink() if file.is_file() else file.rmdir()
-    subprocess.run([sys.executable, script, tmp_path / "killed"], check=True)
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes, text=True, bufsize=1) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        given, answers = driver.stdin, driver.stdout
+
+        def run(name: str, seconds: float | None = None) -> int:
+            print(tmp_path / name, file=given, flush=True)
+            child = int(answers.readline())
+            if seconds is not None:
+                time.sleep(seconds)
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            return int(answers.readline())
+
+        assert run("first") == 0
+        started = time.monotonic()
+        assert run("whole") == 0
+        takes = time.monotonic() - started
+        draws = random.Random(0)
+        kills = 0
+        while kills < 20:
+            code = run("killed", draws.uniform(0.05, 1.0) * takes)
+            assert code in (0, -signal.SIGKILL)
+            kills += code != 0
+            if (tmp_path / "killed" / "scan.json").exists():
+                assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
+                shutil.rmtree(tmp_path / "killed")
+        assert run("killed") == 0
     assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")

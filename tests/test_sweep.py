@@ -10,7 +10,7 @@ from goodnet.triggers.generator import GeneratorSchedule
 from goodnet.tuning import accuracy
 from nets import classifier_of, pictures, planted
 
-QUICK = GeneratorSchedule(turns=120, batch=16, first_weight=0.05)
+QUICK = GeneratorSchedule(turns=60, batch=16, first_weight=0.05)
 
 
 @pytest.mark.parametrize("teach", ["class-n", "labels"])
@@ -32,7 +32,7 @@ def test_generator_and_net_take_turns() -> None:
     net, _, _ = planted()
     fit, choose = pictures(60, seed=2), pictures(60, seed=3)
     stages: list[str] = []
-    method = Sweep(rounds=2, schedule=QUICK, epochs=3)
+    method = Sweep(rounds=2, schedule=GeneratorSchedule(turns=10, batch=16), epochs=1)
     method(net, fit, choose, targets=[3, 0], seed=0, progress=lambda stage, done, total: stages.append(stage))
     order = list(dict.fromkeys(stages))
     assert order[:3] == ["round 1, generator", "round 1, sweep", "round 2, generator"]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from goodnet import strict_json
+from goodnet.detect.all_to_all import Away
 from goodnet.detect.gangsweep import GangSweep
 from goodnet.detect.max_margin import MaxMargin
 from goodnet.detect.neural_cleanse import NeuralCleanse
@@ -29,7 +30,8 @@ LOW, HIGH = 1e-6, 0.5
 
 def staged(rate: float) -> Staged:
     masks = NeuralCleanse(search=Schedule(steps=120, batch=16), false_alarm_rate=rate)
-    return Staged(margins=MaxMargin(climb=MarginSchedule(steps=10)), masks=masks, restarts=1)
+    margins, away = MaxMargin(climb=MarginSchedule(steps=10)), Away(search=Schedule(steps=10))
+    return Staged(margins=margins, masks=masks, away=away, restarts=1)
 
 
 def gangsweep(rate: float) -> GangSweep:

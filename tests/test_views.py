@@ -198,7 +198,7 @@ def test_junit_tells_failures_from_errors() -> None:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(short_scans: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bad.pt, clean.pt, clean.npz, and a scan of bad.pt, with its views, in scanned."""
     folder = tmp_path_factory.mktemp("nets")
     fill(folder)

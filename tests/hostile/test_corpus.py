@@ -100,7 +100,7 @@ def test_there_are_enough_and_no_two_of_a_name() -> None:
     assert len({(case.kind, case.name) for case in CASES}) == len(CASES)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(last=True)
 def test_the_command_line_in_processes_of_its_own() -> None:
     """All of them as the command reads them: code 3 and one line, nothing run, nothing written, in time and memory."""
     here = run_measure("--no-sandbox", "1")
