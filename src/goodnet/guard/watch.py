@@ -45,7 +45,8 @@ from goodnet.tuning import Labelled, Repaired, allowed_score
 
 _STEPS, _RATE = 300, 0.05
 _STREAM = 19
-_ROUNDS, _AT_ONCE = 20, 1024  # of altering all images, at most; altered images at a time
+_ROUNDS = 20  # of altering all images, at most
+_AT_ONCE, _NUMBERS = 1024, 1 << 25  # altered images at a time, and numbers in these, at most
 _FEW = 25  # fewer clean images of a watched label do not move its threshold: a tenth of ten is a matter of one
 _FEW_RIGHT = 3  # unless they are of that class: these must pass
 
@@ -137,8 +138,8 @@ class Watch:
         """Puts detectors in front of a copy of the net's last layer.
 
         Args:
-            fit: clean images (N, C, H, W) in [0, 1] and classes (N,): triggers and detectors are fitted to them.
-            choose: the same, disjoint: the thresholds.
+            fit: clean images (N, C, H, W) in [0, 1] and classes (N,): triggers are fitted to them, and detectors.
+            choose: the same, disjoint: detectors and, with the others, crosswise, thresholds.
             labels: those that a scan has flagged.
             further: others, the most suspicious first; as many of them are watched as `self.further` says.
             known: strong triggers of some of the labels, if they have been searched for on these very images already.
@@ -159,8 +160,8 @@ class Watch:
         images, answers = _with(classifier, fit, surrogate_fit)
         watched = [*labels, *others]
         sides = (
-            self._side(classifier, layer, fit, surrogate_fit, watched, seed),
-            self._side(classifier, layer, choose, surrogate_choose, watched, seed + 1),
+            self._side(classifier, layer, fit, surrogate_fit, watched, seed, progress),
+            self._side(classifier, layer, choose, surrogate_choose, watched, seed + 1, progress),
         )
         groups = torch.full((classifier.classes,), -1, dtype=torch.int64)
         there = {trigger.target for trigger in known}
@@ -224,24 +225,29 @@ class Watch:
         surrogate: Tensor | None,
         labels: Sequence[int],
         seed: int,
+        progress: Progress,
     ) -> _Side:
         """What the last layer sees of a side's images, and of altered ones that are answered with one of the labels."""
         images, answers = _with(classifier, own, surrogate)
-        random, wanted = np.random.default_rng([seed, _STREAM]), torch.tensor(list(labels))
-        kept, given = [images], [answers]
-        for part in torch.split(images.repeat(min(_ROUNDS, self.altered // len(images)), 1, 1, 1), _AT_ONCE):
-            part = altered(part, random)
-            said = classifier.predict(part)
+        count, random, wanted = len(images), np.random.default_rng([seed, _STREAM]), torch.tensor(list(labels))
+        features = surgery.features(classifier, layer, images)
+        made, made_of = [features[:0]], [answers[:0]]
+        which = torch.arange(count * min(_ROUNDS, self.altered // count)) % count
+        at_once = max(1, min(_AT_ONCE, _NUMBERS // images[0].numel()))
+        for first in range(0, len(which), at_once):
+            part = which[first : first + at_once]
+            x = altered(images[part], random)
+            said = classifier.predict(x)
             there = torch.isin(said, wanted)
-            kept.append(part[there])
-            given.append(said[there])
-        right = torch.zeros(len(images), dtype=torch.bool)
+            if there.any():
+                made.append(surgery.features(classifier, layer, x[there]))
+                made_of.append(said[there])
+            progress("altered images", first + len(part), len(which))
+        right = torch.zeros(count, dtype=torch.bool)
         right[: len(own[0])] = answers[: len(own[0])] == own[1].cpu()
-        weights = torch.ones(len(images))
-        weights[: len(own[0])] += len(images) / len(own[0])  # strangers are many; these weigh as much as all
-        features, said = surgery.features(classifier, layer, torch.cat(kept)), torch.cat(given)
-        count = len(images)
-        return _Side(features[:count], answers, right, weights, made=features[count:], made_of=said[count:])
+        weights = torch.ones(count)
+        weights[: len(own[0])] += count / len(own[0])  # strangers are many; these weigh as much as all
+        return _Side(features, answers, right, weights, made=torch.cat(made), made_of=torch.cat(made_of))
 
     def _detector(
         self, sides: tuple[_Side, _Side], stamped: Tensor, members: Tensor, further: bool
