@@ -31,9 +31,9 @@ from goodnet.models.arch import ARCHITECTURES, build
 from goodnet.models.classifier import Classifier, InputSpec, Recipe
 from goodnet.models.load import load_classifier
 from goodnet.models.twin import twin
-from goodnet.runners import OnRay, Serial, _by_value, in_threads
+from goodnet.runners import OnRay, Serial, in_threads
 from goodnet.scan import scan
-from goodnet.shipping import Pieces, on_worker, versions
+from goodnet.shipping import Pieces, by_value, on_worker, versions
 from goodnet.staged import Staged
 from goodnet.strict_json import to_json
 from goodnet.triggers.inversion import Schedule
@@ -184,7 +184,7 @@ def test_a_worker_with_other_versions_says_so(monkeypatch: pytest.MonkeyPatch) -
     said, *_ = on_worker((older, 1, "", []), b"")
     assert said == f"has goodnet {metadata.version('goodnet')}, not 0.0.1"
     monkeypatch.setitem(sys.modules, "goodnet.shipping", None)
-    said, *_ = _by_value()((versions(), 1, "", []), b"")
+    said, *_ = by_value()((versions(), 1, "", []), b"")
     assert said.startswith("cannot import goodnet (")
 
 
@@ -203,13 +203,15 @@ def test_a_worker_with_other_versions_says_so(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_wrong_options_end_with_a_line(
-    place: Path,
+    tmp_path: Path,
     shell: Shell,
     monkeypatch: pytest.MonkeyPatch,
     installed: str | None,
     options: list[str],
     said: str,
 ) -> None:
+    fill(tmp_path)  # not `place`, whose scans are shorter than those of the processes that this module starts
+    monkeypatch.chdir(tmp_path)
     real = metadata.version
 
     def version(name: str) -> str:
@@ -334,7 +336,7 @@ def test_a_cluster_of_our_own_ends_with_ctrl_c_and_its_work_is_kept(tmp_path: Pa
     family += ours()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 2, err
     assert err.splitlines()[-2:] == [
         "goodnet: what is done is kept in scan: the same command goes on there",
         "goodnet: interrupted: no record was written",

@@ -25,7 +25,7 @@ import torch
 
 from goodnet.clusters import LOCAL, QUIET, Needs, check_answers, host_and_port, in_folder, variables
 from goodnet.errors import UsageError
-from goodnet.shipping import KEPT, Pieces, Tell, cpu_kind, versions
+from goodnet.shipping import KEPT, Pieces, Tell, by_value, cpu_kind, versions
 
 S = TypeVar("S")
 B = TypeVar("B")
@@ -173,6 +173,7 @@ class OnRay:
         self._left = ExitStack()
         self._refs: dict[str, Any] = {}
         self._known: set[str] = set()
+        self._own = False
         self._other_cpus: set[str] = set()
         try:
             found = metadata.version("ray")
@@ -262,7 +263,7 @@ class OnRay:
     def close(self) -> None:
         """Leaves the cluster, and ends it if it was started here."""
         self._left.close()
-        self._ray, self._refs = None, {}
+        self._ray, self._refs, self._own = None, {}, False
 
     def _connected(self) -> Any:
         if self._ray is not None:
@@ -298,12 +299,13 @@ class OnRay:
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
             where = "this machine" if self.address is None else self.address
             raise UsageError(f"--runner ray: no Ray cluster at {where}: {str(error).strip()[:300]}") from error
+        self._own = self.address is None
 
     def _task(self, needs: Needs) -> Any:
         """The remote function."""
         taken = self._resources(needs)
         cores, gpus, memory = (taken.get(name, 0) for name in ("CPU", "GPU", "memory"))
-        made = self._ray.remote(_by_value())
+        made = self._ray.remote(by_value())
         return made.options(num_cpus=cores, num_gpus=gpus, memory=memory or None, max_retries=_RETRIES, name="goodnet")
 
     def _resources(self, needs: Needs) -> dict[str, float]:
@@ -364,11 +366,18 @@ class OnRay:
         return result, moved
 
     def _end(self, running: Sequence[Any]) -> None:
-        """Takes back what is not done: gently, then by force."""
+        """Takes back what is not done: gently, then by force; a cluster of our own is ended with it.
+
+        Ray 2.60 aborts this process where a task is taken back at the very moment at which it is sent to its worker: in
+        one of three interruptions, with the first tasks first, in one of ten so. Nothing else runs on our own.
+        """
+        if running and self._own:
+            self.close()
+            return
         for force in (False, True):
             if not running:
                 return
-            for ref in running:
+            for ref in reversed(running):
                 with suppress(Exception):  # it has ended in the meantime, or its node has
                     self._ray.cancel(ref, force=force)
             with suppress(Exception):
@@ -380,19 +389,6 @@ class OnRay:
             lost = len(self._known - alive)
             self.say(f"{lost} of {len(self._known)} nodes were lost; what they had not finished was done again")
         self._known = alive
-
-
-def _by_value() -> Callable[..., Any]:
-    """The task; a function in a function is sent as code, so that it can say that goodnet is missing."""
-
-    def goodnet_block(header: Any, call: bytes, *pieces: Any) -> tuple[str, str, bytes]:
-        try:
-            from goodnet.shipping import on_worker
-        except ImportError as error:
-            return f"cannot import goodnet ({error})", "", b""
-        return on_worker(header, call, *pieces)
-
-    return goodnet_block
 
 
 def _as_ctrl_c(signum: int, frame: object) -> None:
