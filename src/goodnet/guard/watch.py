@@ -7,7 +7,7 @@ backdoor often has more, and a scan does not see them all). The detector is line
 sees: a logistic regression of clean images, and of strangers' where there are any, against the same with strong
 triggers on them (`goodnet.triggers.strong`) that are mutated: of all strengths from faint to opaque.
 Its threshold is low, for what is not answered with a watched label passes anyway, but such that at most a twelfth of
-the clean images that *are* answered so is refused (of labels that were not flagged, a fiftieth); they may be right.
+the clean images that rightly *are* answered so is refused (of labels that were not flagged, a fiftieth).
 Such images are few, and a linear detector learns a few dozen by heart: so clean images are altered (mirrored, moved,
 brighter, paler), and those that come to be answered so are added; and the scores that set the threshold are of a
 detector that was fitted on the other half of the images, before the one that is kept is fitted on both.
@@ -159,9 +159,10 @@ class Watch:
         others = few_beside(labels, further, classifier.classes, self.further)
         images, answers = _with(classifier, fit, surrogate_fit)
         watched = [*labels, *others]
+        held_out = _with(classifier, choose, surrogate_choose)
         sides = (
-            self._side(classifier, layer, fit, surrogate_fit, watched, seed, progress),
-            self._side(classifier, layer, choose, surrogate_choose, watched, seed + 1, progress),
+            self._side(classifier, layer, fit, images, answers, watched, seed, progress),
+            self._side(classifier, layer, choose, *held_out, watched, seed + 1, progress),
         )
         groups = torch.full((classifier.classes,), -1, dtype=torch.int64)
         there = {trigger.target for trigger in known}
@@ -222,13 +223,14 @@ class Watch:
         classifier: Classifier,
         layer: str,
         own: Labelled,
-        surrogate: Tensor | None,
+        images: Tensor,
+        answers: Tensor,
         labels: Sequence[int],
         seed: int,
         progress: Progress,
     ) -> _Side:
-        """What the last layer sees of a side's images, and of altered ones that are answered with one of the labels."""
-        images, answers = _with(classifier, own, surrogate)
+        """What the last layer sees of a side's images, the own ones first, and of altered ones that are answered with
+        one of the labels."""
         count, random, wanted = len(images), np.random.default_rng([seed, _STREAM]), torch.tensor(list(labels))
         features = surgery.features(classifier, layer, images)
         made, made_of = [features[:0]], [answers[:0]]

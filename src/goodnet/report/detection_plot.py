@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from goodnet.detection_record import DetectionRecord, DetectionRow
+from goodnet.report.svg_file import CROSS, DISC, line, svg_file, text
 
 _LEAST, _MOST = 1e-9, 10.0
 _ROW, _LEFT, _WIDTH, _TOP, _GAP, _SIDE = 26, 150, 430, 46, 90, 260
-_STYLE = """
-svg { background: #ffffff; font: 12.5px system-ui, sans-serif; } text { fill: #595e65; } .head { fill: #1d1f22;
-font-weight: 600; } path, line { fill: none; } .grid { stroke: #e1dcd1; } .limit { stroke: #595e65; stroke-dasharray:
+_STYLE = """.limit { stroke: #595e65; stroke-dasharray:
 2 3; } .clean { stroke: #1b4f8a; stroke-width: 1.6; } .bad { stroke: #9d2419; stroke-width: 1.6; } .blind { stroke:
-#c9a227; stroke-width: 1.6; } .exact { stroke: #595e65; stroke-dasharray: 6 3; }
-"""
+#c9a227; stroke-width: 1.6; } .exact { stroke: #595e65; stroke-dasharray: 6 3; }"""
 
 
 def detection_svg(record: DetectionRecord, blind_spots: Sequence[str]) -> str:
@@ -29,25 +27,20 @@ def detection_svg(record: DetectionRecord, blind_spots: Sequence[str]) -> str:
     kinds = list(dict.fromkeys(row.kind for row in rows))
     bottom = _TOP + _ROW * max(len(kinds), 8)
     right = _LEFT + _WIDTH + _GAP
-    parts = [_axis(_LEFT, _WIDTH, bottom), _text(_LEFT, 20, "p-value of the strongest label, times labels", "head")]
+    parts = [_axis(_LEFT, _WIDTH, bottom), text(_LEFT, 20, "p-value of the strongest label, times labels", "head")]
     for number, kind in enumerate(kinds):
         y = _TOP + _ROW * number + _ROW / 2
-        parts.append(_text(_LEFT - 10, y + 4, kind, anchor="end"))
+        parts.append(text(_LEFT - 10, y + 4, kind, anchor="end"))
         parts += [_mark(row, y, blind_spots) for row in rows if row.kind == kind]
     clean = sorted(row.score for row in rows if not row.attack and row.score is not None)
-    parts += [_text(right, 20, "clean nets at most so low", "head"), _steps(clean, right, bottom)]
+    parts += [text(right, 20, "clean nets at most so low", "head"), _steps(clean, right, bottom)]
     legend = (("o", "clean", "clean net"), ("x", "bad", "backdoored"), ("x", "blind", "known blind spot"))
-    for number, (_shape, kind, text) in enumerate(legend):
+    for number, (_shape, kind, words) in enumerate(legend):
         x = _LEFT + 130 * number
-        parts += [_shape_at(kind, x, bottom + 40), _text(x + 10, bottom + 44, text)]
-    parts.append(_text(right, bottom + 44, f"{len(clean)} nets; dashed: an exact null"))
+        parts += [_shape_at(kind, x, bottom + 40), text(x + 10, bottom + 44, words)]
+    parts.append(text(right, bottom + 44, f"{len(clean)} nets; dashed: an exact null"))
     width, height = right + _SIDE + 20, bottom + 56
-    body = Markup("").join(parts)
-    return str(
-        Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" height="{}" role="img">'
-               "<title>Scores of clean and backdoored nets</title><style>{}</style>{}</svg>\n")
-        .format(width, height, width, height, Markup(_STYLE), body)
-    )  # fmt: skip
+    return svg_file(width, height, "Scores of clean and backdoored nets", _STYLE, parts)
 
 
 def _at(score: float) -> float:
@@ -60,11 +53,11 @@ def _axis(left: float, width: float, bottom: float) -> Markup:
     parts = []
     for power in range(-9, 2, 2):
         x = left + width * _at(10.0**power)
-        parts.append(_line(x, _TOP, x, bottom, "grid"))
-        parts.append(_text(x, bottom + 18, f"{10.0**power:g}", anchor="middle"))
-    for limit, text in ((0.01, "flag"), (0.25, "doubt")):
+        parts.append(line(x, _TOP, x, bottom, "grid"))
+        parts.append(text(x, bottom + 18, f"{10.0**power:g}", anchor="middle"))
+    for limit, words in ((0.01, "flag"), (0.25, "doubt")):
         x = left + width * _at(limit)
-        parts += [_line(x, _TOP - 6, x, bottom, "limit"), _text(x, _TOP - 10, text, anchor="middle")]
+        parts += [line(x, _TOP - 6, x, bottom, "limit"), text(x, _TOP - 10, words, anchor="middle")]
     return Markup("").join(parts)
 
 
@@ -74,8 +67,7 @@ def _mark(row: DetectionRow, y: float, blind_spots: Sequence[str]) -> Markup:
 
 
 def _shape_at(kind: str, x: float, y: float) -> Markup:
-    disc, cross = "m-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0", "m-3.4-3.4l6.8 6.8m0-6.8l-6.8 6.8"
-    return Markup('<path class="{}" d="M{:.1f} {:.1f}{}"/>').format(kind, x, y, disc if kind == "clean" else cross)
+    return Markup('<path class="{}" d="M{:.1f} {:.1f}{}"/>').format(kind, x, y, DISC if kind == "clean" else CROSS)
 
 
 def _steps(scores: Sequence[float], left: float, bottom: float) -> Markup:
@@ -85,18 +77,8 @@ def _steps(scores: Sequence[float], left: float, bottom: float) -> Markup:
     for number, score in enumerate(scores, 1):
         if score <= 1:
             path += f"H{left + _SIDE * score:.1f}V{bottom - height * number / len(scores):.1f}"
-    parts = [_line(left, bottom, left + _SIDE, _TOP, "exact"), Markup('<path class="clean" d="{}"/>').format(path)]
+    parts = [line(left, bottom, left + _SIDE, _TOP, "exact"), Markup('<path class="clean" d="{}"/>').format(path)]
     for value in (0.0, 0.5, 1.0):
-        parts.append(_text(left + _SIDE * value, bottom + 18, f"{value:g}", anchor="middle"))
-        parts.append(_text(left - 8, bottom - height * value + 4, f"{value:g}", anchor="end"))
+        parts.append(text(left + _SIDE * value, bottom + 18, f"{value:g}", anchor="middle"))
+        parts.append(text(left - 8, bottom - height * value + 4, f"{value:g}", anchor="end"))
     return Markup("").join(parts)
-
-
-def _line(x: float, y: float, to_x: float, to_y: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(kind, x, y, to_x, to_y)
-
-
-def _text(x: float, y: float, text: str, kind: str = "", *, anchor: str = "start") -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, escape(text)
-    )
