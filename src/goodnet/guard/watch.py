@@ -23,7 +23,7 @@ seen if there are some: `surrogate` images that the net takes for the target ser
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ _STEPS, _RATE = 300, 0.05
 _STREAM = 19
 _ROUNDS = 20  # of altering all images, at most
 _AT_ONCE, _NUMBERS = 1024, 1 << 25  # altered images at a time, and numbers in these, at most
+_STAMPED_AT_ONCE = 256
 _FEW = 25  # fewer clean images of a watched label do not move its threshold: a tenth of ten is a matter of one
 _FEW_RIGHT = 3  # unless they are of that class: these must pass
 
@@ -177,7 +178,8 @@ class Watch:
                 continue
             groups[group] = len(rows)
             own = [trigger for trigger in triggers if trigger.target in group]
-            stamped = surgery.features(classifier, layer, self._stamped(images, answers, own, seed))
+            parts = self._stamped(images, answers, own, seed)
+            stamped = torch.cat([surgery.features(classifier, layer, part) for part in parts])
             direction, offset = self._detector(sides, stamped, torch.tensor(group), group is others)
             rows.append(direction)
             offsets.append(offset)
@@ -294,18 +296,20 @@ class Watch:
         clean = torch.cat([part for side in sides for part in (side.features, side.made)])
         return logistic(clean, torch.cat(rest) + self.like * like / like.sum().clamp(min=1), stamped, self.decay)
 
-    def _stamped(self, images: Tensor, answers: Tensor, triggers: Sequence[Trigger], seed: int) -> Tensor:
-        """(stamped, C, H, W) images that are not answered with the trigger's target, with a trigger of any strength."""
+    def _stamped(self, images: Tensor, answers: Tensor, triggers: Sequence[Trigger], seed: int) -> Iterator[Tensor]:
+        """Images (n, C, H, W), `stamped` in all, not answered with the trigger's target, with one of any strength."""
         random = np.random.default_rng([seed, 11])
         plain, others = [t for t in triggers if t.opaque], [t for t in triggers if not t.opaque]
         few = self.stamped if not others else round(self.plain * self.stamped) if plain else 0
-        stamped = []
+        stamped: list[Tensor] = []
         for i in range(self.stamped):
             trigger = plain[i % len(plain)] if i < few else others[i % len(others)]
             attacked = torch.nonzero(answers != trigger.target)[:, 0]
             x = images[attacked[int(random.integers(len(attacked)))]]
             stamped.append(trigger.strengthened(float(random.uniform(*self.strengths))).apply(x[None]))
-        return torch.cat(stamped)
+            if len(stamped) == _STAMPED_AT_ONCE or i == self.stamped - 1:
+                yield torch.cat(stamped)
+                stamped = []
 
 
 def _far_out(scores: Tensor) -> float:
