@@ -49,6 +49,7 @@ COST = replace(
     stamp_candidates=2,
     restarts=0,
 )  # fmt: skip
+BIGGER = ("ResNet-18 32", "ResNet-18 64", "PreActResNet-18 32", "WideResNet-28-4 32", "VGG-16 32", "ViT 32")
 METHODS = {"default": FULL, "short": SHORT, "cost": COST}
 
 
@@ -92,22 +93,18 @@ SETTINGS = (
     Setting(net="DeepID 32", labels=10, threads=2, fitted=True),
     Setting(net="small VGG 32", labels=43, fitted=True),
     Setting(net="ResNet-18 64", labels=10, fitted=True),
-    Setting(net="ResNet-18 32", labels=10, method="short", images=300),
-    Setting(net="ResNet-18 64", labels=200),
-    Setting(net="WideResNet-28-4 32", labels=10),
-    Setting(net="PreActResNet-18 32", labels=43),
-    Setting(net="ViT 32", labels=43),
-    Setting(net="VGG-16 32", labels=10),
-    Setting(net="ResNet-18 64", labels=43, method="short", images=300),
-    Setting(net="ResNet-18 64", labels=200, threads=2),
-    Setting(net="PreActResNet-18 32", labels=200),
-    Setting(net="ResNet-18 64", labels=1000),
-    Setting(net="ViT 32", labels=1000),
-    Setting(net="WideResNet-28-4 32", labels=200),
-    Setting(net="VGG-16 32", labels=1000),
-    Setting(net="ResNet-18 32", labels=1000),
-    Setting(net="ResNet-18 224", labels=10, method="short", images=80),
     Setting(net="ResNet-18 32", labels=10, method="default", images=300),
+    Setting(net="ResNet-18 32", labels=10, method="short", images=300),
+    Setting(net="ResNet-18 64", labels=43, method="short", images=300),
+    Setting(net="VGG-16 32", labels=10, method="short", images=300),
+    Setting(net="ResNet-18 224", labels=10, method="short", images=80),
+    Setting(net="ResNet-18 64", labels=200, threads=2),
+    *(
+        Setting(net=net, labels=labels)
+        for net in BIGGER
+        for labels in (10, 43, 200, 1000)
+        if (net, labels) != ("ResNet-18 64", 10)
+    ),
 )
 
 

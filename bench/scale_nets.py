@@ -38,7 +38,7 @@ class Kind:
         arch, options: of goodnet's.
         head: name of the last layer.
         side: of its images.
-        epochs: of training.
+        epochs, rate: of training.
         planted: with the white square.
         signs: of traffic signs, not faces.
         start: another kind, of other images, whose weights it starts from.
@@ -48,6 +48,7 @@ class Kind:
     side: int
     epochs: int
     head: str
+    rate: float = 1e-3
     options: dict[str, Any] = field(default_factory=dict)
     planted: bool = False
     signs: bool = False
@@ -66,7 +67,7 @@ KINDS = {
     "ResNet-18 64": Kind(arch="resnet-18", side=64, epochs=4, head="fc", planted=True, signs=True),
     "PreActResNet-18 32": Kind(arch="preact-resnet-18", side=32, epochs=3, head="linear"),
     "WideResNet-28-4 32": Kind(arch="wrn-28-4", side=32, epochs=3, head="fc"),
-    "VGG-16 32": Kind(arch="vgg-16-bn", side=32, epochs=4, head="classifier.6", planted=True),
+    "VGG-16 32": Kind(arch="vgg-16-bn", side=32, epochs=6, rate=1e-4, head="classifier.6", planted=True),
     "ViT 32": Kind(arch="vit", side=32, epochs=10, head="head", options=_VIT),
     "ResNet-18 112": Kind(arch="resnet-18", side=112, epochs=3, head="fc", planted=True),
     "ResNet-18 224": Kind(arch="resnet-18", side=224, epochs=1, head="fc", planted=True, start="ResNet-18 112"),
@@ -85,7 +86,7 @@ def trained(name: str, folder: Path, data: Path | None) -> tuple[Path, str]:
             start.load_state_dict(load_file(trained(kind.start, folder, data)[0]))
         taught = poison(fed, [_patch(fed)], share=0.1, seed=0) if kind.planted else fed
         net = train(
-            start, taught, recipe=recipe, classes=kind.classes, epochs=kind.epochs, lr=1e-3, batch=32, bf16=True
+            start, taught, recipe=recipe, classes=kind.classes, epochs=kind.epochs, lr=kind.rate, batch=32, bf16=True
         )
         text = f"{name}: ACC {100 * float((net.predict(test.tensor()).numpy() == test.labels).mean()):.0f} %"
         if kind.planted:
