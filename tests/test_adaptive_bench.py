@@ -234,6 +234,7 @@ def test_methods_that_need_poison_and_names_that_there_are_not_are_refused(tmp_p
         run_adaptive(tmp_path, tmp_path, nets=toy[2:])
 
 
+@pytest.mark.slow
 def test_the_command_leaves_record_and_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], toy: list[PoolNet], monkeypatch: pytest.MonkeyPatch
 ) -> None:

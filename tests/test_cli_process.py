@@ -164,6 +164,7 @@ def test_a_plan_alone_writes_nothing(place: Path, shell: Shell) -> None:
     assert files_in(place) == before
 
 
+@pytest.mark.slow
 def test_nothing_is_wider_than_80_columns(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, labels = block_images(10000)
     long = "badnets-sunglasses-and-lipstick-and-eyebrows-of-everybody-poisoned.npz"

@@ -38,6 +38,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(place: Path, shell: 
             assert "No such file" in done.err, done.err
 
 
+@pytest.mark.slow
 def test_quiet_leaves_the_answer_and_the_errors(place: Path, shell: Shell) -> None:
     loud, silent = scan(shell, "bad.pt"), scan(shell, "bad.pt", "--quiet")
     assert "Plan:" in loud.err

@@ -330,7 +330,7 @@ def test_another_seed_gives_another_result(name: str) -> None:
     assert not same(METHODS[name](net, fit, rest, 4, silent)[1], METHODS[name](net, fit, rest, 5, silent)[1])
 
 
-@pytest.mark.parametrize("shape", [(3, 12, 10), (1, 9, 14)])
+@pytest.mark.parametrize("shape", [(3, 12, 10), pytest.param((1, 9, 14), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "detector",
     [

@@ -125,6 +125,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> list[PoolNet]:
     return [clean, bad, absent]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, toy: list[PoolNet], monkeypatch: pytest.MonkeyPatch) -> None:
     scanned, said = [], []
     real = pool_scan.scan

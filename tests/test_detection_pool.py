@@ -67,6 +67,7 @@ def test_the_hash_is_of_what_makes_the_net_and_not_of_its_part() -> None:
     assert len({net.sha256() for net in (TOY, *others)}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_faces")
 def test_a_net_is_kept_and_made_again_only_where_the_spec_or_the_files_have_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,6 +167,7 @@ def test_nets_whose_images_are_not_there(tmp_path: Path) -> None:
         build(replace(TOY, attack="unheard of"), tmp_path, None)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_for_the_layers_alone_and_learns_as_float32_does() -> None:
     images = draw_faces(identities=3, per_identity=20, seed=1).images
     recipe = Recipe(arch="deepid", options={"classes": 3})

@@ -69,6 +69,7 @@ def test_a_label_with_a_plain_stamp_is_taught_stamps_and_one_without_it_squares(
     assert all(bool((found.mask * trigger.mask).any()) for found in squares)
 
 
+@pytest.mark.slow
 def test_a_label_beside_the_flagged_one_is_unlearned_too() -> None:
     """The backdoor's own label, which was not flagged: only `further` names it."""
     net, trigger, test = planted()
@@ -91,6 +92,7 @@ def test_a_clean_net_keeps_its_answers() -> None:
     assert (found.predict(others) == net.predict(others)).double().mean() > 0.93
 
 
+@pytest.mark.slow
 def test_strangers_hold_the_net_in_place() -> None:
     """Where there are such images, the repaired net stays nearer to the BadNet on others of their kind."""
     net, _, _ = planted()

@@ -179,6 +179,7 @@ def to_run(*, slow: bool) -> dict[str, list[Block]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", to_run(slow=False))
 def test_marked_blocks_run(page: str, fast: Path) -> None:
     run_in_order(fast, to_run(slow=False)[page])

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from bench.docs_site import notebook_page, relinked
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 

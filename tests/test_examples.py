@@ -18,6 +18,7 @@ def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[s
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_python_example_says_what_it_takes() -> None:
     done = run(sys.executable, EXAMPLES / "csaw.py", "--help")  # imports all that it uses
     assert done.returncode == 0, done.stderr

@@ -76,7 +76,7 @@ def under_keras(path: Path, images: torch.Tensor) -> np.ndarray[Any, Any]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["mlp", "wrn-16-1"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("wrn-16-1", marks=pytest.mark.slow)])
 def test_the_same_decisions_under_onnxruntime(kind: str, name: str, tmp_path: Path) -> None:
     """wrn's input has mean and std, which are inside; any number of images at a time."""
     net = made(kind, name)
@@ -131,7 +131,9 @@ def test_the_same_decisions_under_torch_export(name: str, kind: str, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("ending", ["safetensors", "pt2", "onnx", pytest.param("keras", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ending", ["safetensors", "onnx", *(pytest.param(late, marks=pytest.mark.slow) for late in ("pt2", "keras"))]
+)
 def test_a_plain_net_is_read_back(ending: str, tmp_path: Path) -> None:
     net, path = net_of("wrn-16-1"), tmp_path / f"net.{ending}"
     export_net(net, path)

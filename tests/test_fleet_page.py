@@ -80,6 +80,7 @@ def names(tab: Any) -> list[str]:
     return [text.split("\n")[0] for text in tab.locator("table.fleet tbody th").all_inner_texts()]
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     for folder in ("a", "b", "d"):
         (tmp_path / "nets" / folder).mkdir(parents=True)
@@ -107,6 +108,7 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     assert (looked.errors, looked.left) == ([], [])
 
 
+@pytest.mark.slow
 def test_hostile_names_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     write_summary(hostile(), tmp_path / "summary.html")
     looked = browser.open(file_address(tmp_path / "summary.html"), viewport=NARROW)

@@ -44,6 +44,7 @@ def survived(inputs: int, files: Path, out: Path, seed: int) -> None:
         assert outcome.refused > 0 or target == "work", target  # a checkpoint that cannot be read is left out
 
 
+@pytest.mark.slow
 def test_readers_survive_damaged_files(files: Path, tmp_path: Path) -> None:
     survived(40, files, tmp_path, seed=0)
 
@@ -53,6 +54,7 @@ def test_readers_survive_more_damaged_files(files: Path, tmp_path: Path) -> None
     survived(300, files, tmp_path, seed=1)
 
 
+@pytest.mark.slow
 def test_every_fault_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "files" / "fakes"
     folder.mkdir(parents=True)

@@ -109,7 +109,7 @@ def made_of(kind: str, net: Classifier) -> Classifier:
     return watched if kind == "watch" else seconded_from(watched, twin_of(net))
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "mlp")) for name in SPECS])
 def test_only_what_is_answered_with_a_watched_label_is_refused_and_by_its_own_direction(name: str) -> None:
     net = net_of(name)
     x = torch.rand(400, *net.input.shape, generator=torch.Generator().manual_seed(2))

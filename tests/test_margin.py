@@ -64,6 +64,7 @@ def test_settings_are_checked() -> None:
             MarginSchedule(**wrong)
 
 
+@pytest.mark.slow
 def test_blocks_keep_a_layer_in_the_cache() -> None:
     wide = classifier_of(nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Flatten(), nn.Linear(64 * 64 * 64, 2)),
                          (3, 64, 64), 2)  # fmt: skip

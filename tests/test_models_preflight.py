@@ -114,6 +114,7 @@ REAL: list[tuple[str, str, str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "arch", "data", "wrong", "right"), REAL)
 def test_real_nets_fed_wrongly(
     net: str, arch: str, data: str, wrong: dict[str, Any], right: str, shared_data: Path

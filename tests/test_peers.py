@@ -173,6 +173,7 @@ def test_a_filter_of_training_data_is_judged_on_poison_that_is_among_the_clean_i
     assert (row.falsely.value, row.falsely.n) == (pytest.approx(12 / len(clean)), len(clean))
 
 
+@pytest.mark.slow
 def test_at_the_limit_it_is_ended_and_what_all_labels_would_take_is_told(tmp_path: Path, python: str) -> None:
     (row,) = rows_of(tmp_path, python, "slow", limit=2.0)
     if sys.platform.startswith("linux"):  # of a process that ends within a moment it is not known
@@ -183,6 +184,7 @@ def test_at_the_limit_it_is_ended_and_what_all_labels_would_take_is_told(tmp_pat
     assert row.whole_seconds == pytest.approx(row.seconds * 5)
 
 
+@pytest.mark.slow
 def test_what_it_has_said_by_then_is_kept(tmp_path: Path, python: str) -> None:
     (row,) = rows_of(tmp_path, python, "halfway", limit=1.0)
     assert (row.outcome, row.verdict, row.flagged, row.note) == (OUT_OF_TIME, "suspect", (3,), "no repair yet")
@@ -191,6 +193,7 @@ def test_what_it_has_said_by_then_is_kept(tmp_path: Path, python: str) -> None:
     assert "| halfway | suspect; then out of time (no repair yet) | 3 |" in peer_markdown(record)
 
 
+@pytest.mark.slow
 def test_one_that_sleeps_is_ended_by_the_clock(tmp_path: Path, python: str) -> None:
     started = time.monotonic()
     (row,) = rows_of(tmp_path, python, "asleep", limit=0.5)
@@ -279,6 +282,7 @@ def test_the_plain_search_finds_the_only_trigger_which_is_a_pixel(
     assert [one.name for one in found.figures] == ["unlearning"]
 
 
+@pytest.mark.slow
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     ours = subject(tmp_path)
     case = Case(subject=ours, test=ours.test, poisoned=ours.poisoned)
@@ -301,6 +305,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_all_that_a_process_has_started_is_ended_with_it(tmp_path: Path) -> None:
     if not hasattr(os, "killpg"):
         pytest.skip("no groups of processes here")

@@ -10,6 +10,7 @@ from goodnet.report.speed_table import predict_markdown
 from goodnet.strict_json import to_json
 
 
+@pytest.mark.slow
 def test_every_kind_of_goodnet_is_timed_at_every_batch_size() -> None:
     record = run_predict(batches=(1, 2), turns=1)
     assert {row.batch for row in record.rows} == {1, 2}

@@ -13,6 +13,8 @@ from browser import Browser, Looked, file_address
 from goodnet.report import Part, render_report
 from report_records import evaluation, examples, hostile_parts, label, many_labels, model, page, repair, scan
 
+pytestmark = pytest.mark.slow
+
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 A4 = {"width": 672, "height": 1000}  # 210 mm less margins of 16 mm, in CSS pixels
 

@@ -88,6 +88,7 @@ def both(path: Path, **options: Any) -> Classifier:
     return there
 
 
+@pytest.mark.slow
 def test_nets_are_the_same_as_read_here(tmp_path: Path, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state dict, an ONNX net and a GoodNet; what lies in the current folder has no say in it."""
     monkeypatch.chdir(tmp_path)
