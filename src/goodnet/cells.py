@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from goodnet.memory import trim
 from goodnet.outputs import check_shared, marked
 from goodnet.progress import Progress
 from goodnet.runners import Runner
@@ -60,4 +62,8 @@ def tell(lines: Iterable[str], say: Callable[[str], None]) -> None:
 def _cell(shared: tuple[Path, str, Callable[[Any, Any], Any], Any], cell: Any, tell: Tell) -> Any:
     mark, folders, function, bench = shared
     check_shared(mark, folders)
-    return function(bench, cell)
+    try:
+        return function(bench, cell)
+    finally:  # or a process that has seen fifteen nets holds gigabytes of what it no longer uses
+        gc.collect()
+        trim()
