@@ -64,6 +64,6 @@ def _cell(shared: tuple[Path, str, Callable[[Any, Any], Any], Any], cell: Any, t
     check_shared(mark, folders)
     try:
         return function(bench, cell)
-    finally:  # or a process that has seen fifteen nets holds gigabytes of what it no longer uses
+    finally:  # or a process that has seen eight nets holds gigabytes of what it no longer uses
         gc.collect()
         trim()
