@@ -42,6 +42,7 @@ def test_nothing_of_a_cell_is_left_when_the_next_begins(tmp_path: Path) -> None:
         )  # fmt: skip
         with pytest.raises(ValueError, match="b"):
             run_cells(cell, "b", [-1], out=tmp_path, folders="x", runner=SERIAL, progress=silent, each=lambda *_: None)
+        assert [knot() for knot in KNOTS] == [None] * 4
     finally:
         gc.enable()
     assert found == [("b", 3, 0), ("b", 1, 0), ("b", 2, 0)]

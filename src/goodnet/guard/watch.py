@@ -301,15 +301,15 @@ class Watch:
         random = np.random.default_rng([seed, 11])
         plain, others = [t for t in triggers if t.opaque], [t for t in triggers if not t.opaque]
         few = self.stamped if not others else round(self.plain * self.stamped) if plain else 0
-        stamped: list[Tensor] = []
-        for i in range(self.stamped):
+
+        def one(i: int) -> Tensor:
             trigger = plain[i % len(plain)] if i < few else others[i % len(others)]
             attacked = torch.nonzero(answers != trigger.target)[:, 0]
             x = images[attacked[int(random.integers(len(attacked)))]]
-            stamped.append(trigger.strengthened(float(random.uniform(*self.strengths))).apply(x[None]))
-            if len(stamped) == _STAMPED_AT_ONCE or i == self.stamped - 1:
-                yield torch.cat(stamped)
-                stamped = []
+            return trigger.strengthened(float(random.uniform(*self.strengths))).apply(x[None])
+
+        for first in range(0, self.stamped, _STAMPED_AT_ONCE):
+            yield torch.cat([one(i) for i in range(first, min(first + _STAMPED_AT_ONCE, self.stamped))])
 
 
 def _far_out(scores: Tensor) -> float:
