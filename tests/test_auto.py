@@ -121,6 +121,7 @@ def test_what_the_net_has_no_place_for_is_passed_over() -> None:
         auto(odd, images, found=found, candidates=(watched,))
 
 
+@pytest.mark.slow
 def test_the_next_guard_takes_the_net_that_the_method_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images, found = given()
     calls = []

@@ -230,6 +230,7 @@ def next_command(text: str) -> list[str]:
     return shlex.split(text[text.rindex("  goodnet ") :].replace("\\\n", " "))[1:]
 
 
+@pytest.mark.slow
 def test_each_step_ends_with_the_next_ones_command(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["goodnet", "scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz"])
     found = scan(shell, "bad.pt", "--out", "it's here")

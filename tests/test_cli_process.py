@@ -85,6 +85,7 @@ def test_an_interrupted_command_leaves_nothing(place: Path, shell: Shell, monkey
                 assert files_in(place) != before
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_running_scan(place: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"fc1.weight": (512, 784), "fc1.bias": (512,), "fc2.weight": (180, 512), "fc2.bias": (180,)}
@@ -108,6 +109,7 @@ def test_ctrl_c_stops_a_running_scan(place: Path) -> None:
     assert not (place / "wide" / "scan.json").exists()
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_scan_has_done_is_kept(place: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("scan", "bad.pt", "--arch", "mlp", "--clean", "clean.npz")
     with interrupting(monkeypatch, after=130):  # margins are over after 60 steps a block

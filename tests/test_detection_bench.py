@@ -160,6 +160,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, toy: list[PoolNet], monk
         run_detection(cache, out, nets=toy[2:], method=short)
 
 
+@pytest.mark.slow
 def test_another_runner_gives_the_same_rows(tmp_path: Path, toy: list[PoolNet]) -> None:
     short = NeuralCleanse(search=Schedule(steps=6, batch=4))
     here = run_detection(tmp_path / "cache", tmp_path / "here", nets=toy, method=short)

@@ -284,6 +284,7 @@ def test_images_made_for_the_check_are_not_counted_as_the_users_refused(tmp_path
     assert f"Class N, the last logit, is {good.classes}, the answer to 0 of your 8 images." in text
 
 
+@pytest.mark.slow
 def test_what_the_page_says_to_run_answers_as_predict_does(tmp_path: Path, shell: Shell) -> None:
     """docs/formats.md, in a process that has neither goodnet nor torch."""
     good = made("watch", "deepid")

@@ -108,6 +108,7 @@ def guards_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert replace(away, rows=rows, seconds=here.seconds) == here
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_competition_is_the_same_by_another_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

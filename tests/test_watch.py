@@ -26,6 +26,7 @@ def test_a_planted_trigger_is_refused_and_clean_images_keep_their_answers() -> N
     assert (made.predict(test) == net.predict(test)).double().mean() > 0.98
 
 
+@pytest.mark.slow
 def test_a_backdoor_that_was_not_flagged_is_met_among_the_further_labels() -> None:
     net, trigger, test = planted()
     fit, choose = pictures(60, seed=2), pictures(60, seed=3)
@@ -146,6 +147,7 @@ def test_altered_images_are_the_same_ones_moved_mirrored_and_lit() -> None:
     assert 8 < mirrored < 32
 
 
+@pytest.mark.slow
 def test_a_single_image_of_a_label_stands_for_more_of_them_when_it_is_altered() -> None:
     """Label 1 is innocent, and a hundred clean images have one of it; of the next ones fewer are refused."""
     net, _, _ = planted()

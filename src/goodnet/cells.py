@@ -59,7 +59,7 @@ def tell(lines: Iterable[str], say: Callable[[str], None]) -> None:
         say(line)
 
 
-def _cell(shared: tuple[Path, str, Callable[[Any, Any], Any], Any], cell: Any, tell: Tell) -> Any:
+def _cell(shared: tuple[Path, str, Callable[[Any, Any], Any], Any], cell: Any, _: Tell) -> Any:
     mark, folders, function, bench = shared
     check_shared(mark, folders)
     try:
