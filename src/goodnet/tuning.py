@@ -68,7 +68,8 @@ def asr(classifier: Classifier, labelled: Labelled, triggers: Sequence[Trigger])
 @torch.no_grad()
 def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
     """(N, outputs), on the net's device."""
-    return torch.cat([classifier.logits(part.to(classifier.device)) for part in torch.split(images, 256)])
+    parts = torch.split(images, classifier.at_once(256))
+    return torch.cat([classifier.logits(part.to(classifier.device)) for part in parts])
 
 
 def distillation(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:

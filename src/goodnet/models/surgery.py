@@ -115,10 +115,10 @@ def output_layer(classifier: Classifier) -> str:
 
 
 @torch.no_grad()
-def features(classifier: Classifier, layer: str, images: Tensor, *, batch: int = 256) -> Tensor:
+def features(classifier: Classifier, layer: str, images: Tensor) -> Tensor:
     """(N, F) what the linear layer `layer` sees for images (N, C, H, W) in [0, 1]; on the CPU."""
     with record_input(classifier.net, layer) as recorded:
-        for part in torch.split(images, batch):
+        for part in torch.split(images, classifier.at_once(256)):
             classifier.logits(part.to(classifier.device))
     return torch.cat([part.cpu() for part in recorded])
 

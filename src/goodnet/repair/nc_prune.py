@@ -152,7 +152,7 @@ class _Place:
             return surgery.features(classifier, self.layer, images).clamp_min(0)
         rows = []
         with surgery.record_output(classifier.net, self.norm or self.layer) as recorded:
-            for part in torch.split(images, 256):
+            for part in torch.split(images, classifier.at_once(256)):
                 classifier.logits(part.to(classifier.device))
                 positive = recorded.pop().clamp_min(0)
                 rows.append(positive.flatten(2).mean(2) if positive.ndim > 2 else positive)

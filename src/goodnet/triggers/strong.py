@@ -226,7 +226,8 @@ def _searched(
 @torch.no_grad()
 def height(classifier: Classifier, images: Tensor) -> float:
     """By how much the net's answer stands over its average logit, in logits: the median over clean images."""
-    logits = torch.cat([classifier.logits(part.to(classifier.device)) for part in torch.split(images, 256)])
+    parts = torch.split(images, classifier.at_once(256))
+    logits = torch.cat([classifier.logits(part.to(classifier.device)) for part in parts])
     return max(float((logits.amax(1) - logits.mean(1)).median()), 1e-6)
 
 
