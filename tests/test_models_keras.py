@@ -19,8 +19,25 @@ from goodnet.models.arch.deepid import DeepID
 from goodnet.models.load import load_classifier
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-keras = pytest.importorskip("keras")
-L = keras.layers
+
+
+class _Later:
+    """A module that is imported when it is first asked for something.
+
+    Keras takes four seconds, which each process that only collects the tests would spend, too.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest asks each name in a file whether it wraps a fixture
+            raise AttributeError(name)
+        return getattr(pytest.importorskip(self._name), name)
+
+
+keras = _Later("keras")
+L = _Later("keras.layers")
 
 
 def _image(x: Any) -> Any:
