@@ -195,7 +195,10 @@ def test_the_clock_counts_blocks(labels: int, block: int, cores: int) -> None:
     assert clock.seconds(stages, 0, cores=True) == pytest.approx(core)
 
 
-def test_a_plan_knows_memory_and_what_standing_out_costs() -> None:
+def test_a_plan_knows_memory_and_what_standing_out_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a speed of its own: two measured ones differ by what else runs on the machine."""
+    always = Speed(seconds=0.1, core_seconds=0.1, images_per_second=10.0)
+    monkeypatch.setattr("goodnet.planning._speed", lambda *_: always)
     net = wide(24)
     planned = plan(QUICK, net, clean=60)
     assert planned.seconds < planned.suspect_seconds < planned.at_most_seconds
