@@ -68,8 +68,7 @@ def asr(classifier: Classifier, labelled: Labelled, triggers: Sequence[Trigger])
 @torch.no_grad()
 def logits_of(classifier: Classifier, images: Tensor) -> Tensor:
     """(N, outputs), on the net's device."""
-    parts = torch.split(images, classifier.at_once(256))
-    return torch.cat([classifier.logits(part.to(classifier.device)) for part in parts])
+    return torch.cat([classifier.logits(part) for part in classifier.parts(images)])
 
 
 def distillation(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -48,8 +48,8 @@ class Disagreement:
 def disagreement(bad: Classifier, good: Classifier, images: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """(N,) by how many logits the repaired net prefers its own answer to the BadNet's; 0 where they agree."""
     scores = []
-    for part in torch.split(images, bad.at_once(256)):
+    for part in bad.parts(images):
         logits = good.logits(part.to(good.device))
-        theirs = bad.logits(part.to(bad.device)).argmax(1, keepdim=True)
+        theirs = bad.logits(part).argmax(1, keepdim=True)
         scores.append((logits.amax(1) - logits.gather(1, theirs)[:, 0]).cpu())
     return torch.cat(scores).double().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,8 +112,12 @@ class Classifier:
         """
         if len(x) == 0:
             return torch.empty(0, dtype=torch.int64)
-        parts = torch.split(x, self.at_once(batch))
-        return torch.cat([self.logits(part.to(self.device)).argmax(1).cpu() for part in parts])
+        return torch.cat([self.logits(part).argmax(1).cpu() for part in self.parts(x, batch=batch)])
+
+    def parts(self, x: Tensor, *, batch: int = 256) -> Iterator[Tensor]:
+        """Images (N, C, H, W) -> as many at a time as `at_once` says, on the net's device."""
+        for part in torch.split(x, self.at_once(batch)):
+            yield part.to(self.device)
 
     def at_once(self, batch: int) -> int:
         """How many images to show the net at a time where no gradient is wanted: `batch`, or 8 MiB of pixels.

@@ -118,8 +118,8 @@ def output_layer(classifier: Classifier) -> str:
 def features(classifier: Classifier, layer: str, images: Tensor) -> Tensor:
     """(N, F) what the linear layer `layer` sees for images (N, C, H, W) in [0, 1]; on the CPU."""
     with record_input(classifier.net, layer) as recorded:
-        for part in torch.split(images, classifier.at_once(256)):
-            classifier.logits(part.to(classifier.device))
+        for part in classifier.parts(images):
+            classifier.logits(part)
     return torch.cat([part.cpu() for part in recorded])
 
 

@@ -208,8 +208,8 @@ def mean_activation(classifier: Classifier, layer: str, images: Tensor) -> npt.N
     """(channels,) mean of max(0, output) of a layer over images and positions."""
     total: Tensor | None = None
     with surgery.record_output(classifier.net, layer) as recorded:
-        for part in torch.split(images, classifier.at_once(256)):
-            classifier.logits(part.to(classifier.device))
+        for part in classifier.parts(images):
+            classifier.logits(part)
             positive = recorded[-1].clamp_min(0).double()
             rest = [axis for axis in range(positive.ndim) if axis != 1]
             positive = positive.sum(0) if not rest[1:] else positive.mean(rest[1:]).sum(0)

@@ -152,8 +152,8 @@ class _Place:
             return surgery.features(classifier, self.layer, images).clamp_min(0)
         rows = []
         with surgery.record_output(classifier.net, self.norm or self.layer) as recorded:
-            for part in torch.split(images, classifier.at_once(256)):
-                classifier.logits(part.to(classifier.device))
+            for part in classifier.parts(images):
+                classifier.logits(part)
                 positive = recorded.pop().clamp_min(0)
                 rows.append(positive.flatten(2).mean(2) if positive.ndim > 2 else positive)
         return torch.cat(rows).cpu()

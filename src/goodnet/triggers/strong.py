@@ -226,8 +226,7 @@ def _searched(
 @torch.no_grad()
 def height(classifier: Classifier, images: Tensor) -> float:
     """By how much the net's answer stands over its average logit, in logits: the median over clean images."""
-    parts = torch.split(images, classifier.at_once(256))
-    logits = torch.cat([classifier.logits(part.to(classifier.device)) for part in parts])
+    logits = torch.cat([classifier.logits(part) for part in classifier.parts(images)])
     return max(float((logits.amax(1) - logits.mean(1)).median()), 1e-6)
 
 
